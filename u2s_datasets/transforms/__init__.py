@@ -1,0 +1,1 @@
+"""Transforms: what `Dataset.map` calls, one group of columns a file."""

@@ -1,0 +1,113 @@
+"""The whole path as one transform: inspect, caption, instruct, edit, verify.
+
+`anonymize` is the ready instance of the `local` preset; `load_preset` gives others. The steps share their
+settings here (seed, columns, detectors) so that they can't drift apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from u2s_datasets import config, schema
+from u2s_datasets.models.base import SETTINGS
+from u2s_datasets.schema import Status
+from u2s_datasets.transforms.base import Batch, Transform, photos_of
+from u2s_datasets.transforms.caption import Caption
+from u2s_datasets.transforms.edit import Edit
+from u2s_datasets.transforms.inspect import Inspect, unreadable
+from u2s_datasets.transforms.instruct import Instruct
+from u2s_datasets.transforms.verify import Verify, audit
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Anonymizer(Transform):
+    """Five transforms in a row. Only unsafe rows reach captions, instructions and edits.
+
+    `seed`, `max_pixels` and the column names given here hold for every step.
+    """
+
+    inspect: Inspect = Field(default_factory=Inspect)
+    caption: Caption = Field(default_factory=Caption)
+    instruct: Instruct = Field(default_factory=Instruct)
+    edit: Edit = Field(default_factory=Edit)
+    verify: Verify = Field(default_factory=Verify)
+
+    adds: ClassVar[tuple[str, ...]] = schema.ADDED_COLUMNS
+
+    @property
+    def steps(self) -> tuple[Transform, ...]:
+        """The transforms in order, with the shared settings filled in."""
+        shared: dict[str, Any] = {"seed": self.seed, "max_pixels": self.max_pixels}
+        inspect, edit = replace(self.inspect, **shared), replace(self.edit, **shared)
+        judges = inspect.detectors if self.verify.detectors is None else self.verify.detectors
+        verify = replace(self.verify, **shared, detectors=judges, edit=self.verify.edit or edit)
+        return inspect, replace(self.caption, **shared), replace(self.instruct, **shared), edit, verify
+
+    def run(self, batch: Batch) -> Batch:
+        """All added columns. Each step isolates its own bad rows."""
+        return self.timed(batch, {})
+
+    def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
+        """`run`, adding the seconds of each step to `seconds`; opening and decoding count as "read"."""
+        columns: Batch = dict(batch)
+        with _clock(seconds, "read"):
+            columns[schema.IMAGE] = photos_of(batch[schema.IMAGE], self.max_pixels)
+        for step in self.steps:
+            with _clock(seconds, type(step).__name__.lower()):
+                columns |= step.process(columns)
+        return {name: columns[name] for name in self.adds}
+
+    def failed(self, row: dict[str, Any], reason: str) -> dict[str, Any]:
+        """A row that failed outside every step is withheld."""
+        values = {schema.RISK: unreadable(reason), schema.AUDIT: audit(Status.WITHHELD, reason=reason)}
+        return {**dict.fromkeys(self.adds), **values}
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting, resolved, as plain values that YAML and JSON can hold."""
+        return TypeAdapter(Anonymizer).dump_python(self, mode="json")
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def build(settings: dict[str, Any]) -> Anonymizer:
+    """The Anonymizer of plain settings; what they leave out keeps its default.
+
+    Raises:
+        SettingsError: an unknown key or a wrong value; the message names it.
+    """
+    try:
+        return TypeAdapter(Anonymizer).validate_python(settings)
+    except ValidationError as error:
+        raise config.explain(error, Anonymizer().settings()) from None
+
+
+def load_preset(name: str = "local", overrides: Iterable[str] = ()) -> Anonymizer:
+    """The Anonymizer of a preset.
+
+    Args:
+        name: of a preset (`u2s presets` lists them) or the path of a YAML file of settings.
+        overrides: settings such as "edit.dilate=0.3", as for `--set`.
+
+    Raises:
+        SettingsError: unknown preset, unknown setting or wrong value.
+
+    >>> load_preset("local", ["edit.dilate=0.3"]).edit.dilate
+    0.3
+    """
+    changes = config.merge(config.read_preset(name), config.read_overrides(overrides))
+    return build(config.merge(Anonymizer().settings(), changes))
+
+
+anonymize = load_preset("local")

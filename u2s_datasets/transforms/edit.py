@@ -1,0 +1,159 @@
+"""Adds `edited_image`: the image with what is sensitive rewritten, everything else as it was.
+
+The frame around every editor: regions are dilated by a fraction of their size, the editor's pixels are
+pasted back inside them with a feathered border, and the result has the source's size and geometry. A risk
+without regions edits the whole image. A safe image leaves as it is, without metadata.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from u2s_datasets import schema
+from u2s_datasets.image_io import Photo
+from u2s_datasets.models import AnyEditor
+from u2s_datasets.models.base import SETTINGS, EditRequest
+from u2s_datasets.models.editors.redact import Redactor
+from u2s_datasets.schema import UNREADABLE, Region, regions_of
+from u2s_datasets.transforms.base import Batch, Transform
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Edit(Transform):
+    """Rewrites the regions of unsafe images.
+
+    Attributes:
+        editor: the adapter that rewrites.
+        composite: "regions" pastes the edit back inside the regions only; "full" takes the whole edit.
+        dilate: growth of a region on each side, as a fraction of its shorter side.
+        min_dilate: the least growth, in pixels.
+        attempt: 0 first; Verify asks again with 1, 2 ... for another seed and more strength.
+    """
+
+    editor: AnyEditor = Field(default_factory=Redactor)
+    composite: Literal["regions", "full"] = "regions"
+    dilate: float = Field(default=0.25, ge=0, le=2)
+    min_dilate: int = Field(default=6, ge=0)
+    attempt: int = Field(default=0, ge=0)
+
+    needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.RISK)
+    adds: ClassVar[tuple[str, ...]] = (schema.EDITED_IMAGE,)
+    texts: ClassVar[tuple[str, ...]] = (
+        schema.EDIT_INSTRUCTION,
+        schema.PUBLIC_CAPTION,
+        schema.PRIVATE_CAPTION,
+    )
+
+    def run(self, batch: Batch) -> Batch:
+        """A `Photo` per row: the safe ones stripped, the unsafe ones edited, None for the unreadable."""
+        images, risks = batch[schema.IMAGE], batch[schema.RISK]
+        out: list[Photo | None] = [None] * len(images)
+        unsafe: dict[int, Photo] = {}
+        for index, (image, risk) in enumerate(zip(images, risks, strict=True)):
+            if UNREADABLE in risk["groups"]:
+                continue
+            photo = Photo.of(image, self.max_pixels)
+            if risk["unsafe"]:
+                unsafe[index] = photo
+            else:
+                out[index] = photo.published()
+        requests = [
+            EditRequest(
+                photo.pixels,
+                self.dilated(risks[index], photo),
+                instruction=_text(batch, schema.EDIT_INSTRUCTION, index),
+                public_caption=_text(batch, schema.PUBLIC_CAPTION, index),
+                private_caption=_text(batch, schema.PRIVATE_CAPTION, index),
+                seed=photo.seed(self.seed) ^ self.attempt,
+                attempt=self.attempt,
+            )
+            for index, photo in unsafe.items()
+        ]
+        edits = self.editor.edit(requests) if requests else []
+        for (index, photo), request, edited in zip(unsafe.items(), requests, edits, strict=True):
+            out[index] = self._composite(photo, request, edited)
+        return {schema.EDITED_IMAGE: out}
+
+    def dilated(self, risk: dict[str, Any], photo: Photo) -> list[Region]:
+        """The regions of a risk as the edit may touch them, in whole pixels inside the image."""
+        height, width = photo.pixels.shape[:2]
+        return [
+            Region(_grown(region.box, self._growth(region), height, width), region.kind, region.score)
+            for region in regions_of(risk)
+        ]
+
+    def mask(self, risk: dict[str, Any], photo: Photo) -> np.ndarray:
+        """HxW bool: where the edit of a photo may differ from it, before the encoding (`Photo.editable_area`)."""
+        if self.composite == "full" or not regions_of(risk):
+            return np.ones(photo.pixels.shape[:2], bool)
+        mask = np.zeros(photo.pixels.shape[:2], bool)
+        for region in self.dilated(risk, photo):
+            x0, y0, x1, y1 = map(int, region.box)
+            mask[y0:y1, x0:x1] = True
+        return mask
+
+    def _growth(self, region: Region) -> float:
+        x0, y0, x1, y1 = region.box
+        return max(self.min_dilate, self.dilate * min(x1 - x0, y1 - y0))
+
+    def _composite(self, photo: Photo, request: EditRequest, edited: np.ndarray) -> Photo:
+        if edited.shape != photo.pixels.shape or edited.dtype != np.uint8:
+            raise ValueError("the editor returned an image of another size or type")
+        if self.composite == "full" or not request.regions:
+            return photo.with_pixels(edited, np.ones(edited.shape[:2], bool))
+        weight = np.zeros(edited.shape[:2], np.float32)
+        for region in request.regions:
+            x0, y0, x1, y1 = map(int, region.box)
+            part = weight[y0:y1, x0:x1]
+            np.maximum(part, _feather((y0, y1, x0, x1), self._ramp(region), weight.shape), out=part)
+        x0, y0, x1, y1 = _bounds(weight > 0)
+        inside = weight[y0:y1, x0:x1, None]
+        result = np.array(photo.pixels)
+        old = result[y0:y1, x0:x1]
+        blended = old + (edited[y0:y1, x0:x1].astype(np.float32) - old) * inside
+        result[y0:y1, x0:x1] = np.rint(blended).astype(np.uint8)
+        return photo.with_pixels(result, weight > 0)
+
+    def _ramp(self, region: Region) -> int:
+        """Pixels over which the border of a dilated region fades: half its growth, outside the found box."""
+        x0, y0, x1, y1 = region.box
+        side = min(x1 - x0, y1 - y0) / (1 + 2 * self.dilate)
+        return int(max(self.min_dilate, self.dilate * side) / 2)
+
+
+def _text(batch: Batch, column: str, index: int) -> str:
+    return (batch[column][index] or "") if column in batch else ""
+
+
+def _grown(box: tuple[float, ...], by: float, height: int, width: int) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box
+    return (
+        float(max(0, np.floor(x0 - by))),
+        float(max(0, np.floor(y0 - by))),
+        float(min(width, np.ceil(x1 + by))),
+        float(min(height, np.ceil(y1 + by))),
+    )
+
+
+def _feather(sides: tuple[int, int, int, int], ramp: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights of a box (y0, y1, x0, x1): 1 inside, falling to just above 0 over `ramp` pixels at its sides.
+
+    A side that lies on the image's own border doesn't fade: there the found thing itself is cut.
+    """
+    y0, y1, x0, x1 = sides
+
+    def fade(start: int, stop: int, limit: int) -> np.ndarray:
+        near = np.arange(1, stop - start + 1) if start > 0 else np.full(stop - start, ramp + 1)
+        far = np.arange(stop - start, 0, -1) if stop < limit else np.full(stop - start, ramp + 1)
+        return np.minimum(np.minimum(near, far) / (ramp + 1), 1)
+
+    return np.minimum.outer(fade(y0, y1, shape[0]), fade(x0, x1, shape[1])).astype(np.float32)
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
