@@ -141,16 +141,18 @@ def explain(error: ValidationError, known: dict[str, Any]) -> SettingsError:
         known: all settings with their defaults, for the nearest name.
     """
     first = error.errors()[0]
-    # pydantic puts the tag of a discriminated union into the path; it is the value of `kind`, not a key.
+    # pydantic's path also names the branches of a union: classes, and the value of `kind`. No setting
+    # is spelt with a capital.
     kinds = {value for key, value in flatten(known) if key.endswith("kind")}
     path = [str(part) for part in first["loc"] if part not in kinds]
-    name = ".".join(path)
+    name = ".".join(part for part in path if part.islower() and "[" not in part)
     if first["type"] == "unexpected_keyword_argument":
         names = [key for key, _ in flatten(known)]
         return SettingsError(
             f"unknown setting {name!r}{_nearest(name, names)}. `u2s presets local` lists all."
         )
-    return SettingsError(f"setting {name!r}: {first['msg']}; given: {first.get('input')!r}")
+    given = "" if isinstance(first.get("input"), dict) else f"; given: {first.get('input')!r}"
+    return SettingsError(f"setting {name!r}: {first['msg'].removeprefix('Value error, ')}{given}")
 
 
 def _nearest(name: str, known: list[str]) -> str:

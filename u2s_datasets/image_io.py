@@ -14,6 +14,8 @@ import os
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,8 @@ class Photo:
         self.format = "JPEG" if image.format == "MPO" else image.format or ""
         if image.width * image.height > max_pixels:
             raise UnreadableImage(f"the image has more than {max_pixels} pixels")
-        self.metadata = metadata.find_metadata(data, image)
+        with _quiet():
+            self.metadata = metadata.find_metadata(data, image)
 
     @classmethod
     def of(cls, value: Any, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -81,9 +84,13 @@ class Photo:
         if isinstance(value, Image.Image):
             return cls._of_pillow(value, max_pixels)
         try:
-            return cls._of_pillow(Image.fromarray(np.asarray(value)), max_pixels)
-        except (TypeError, ValueError, AttributeError) as error:
+            array = np.asarray(value)
+            image = Image.fromarray(array) if array.ndim in (2, 3) else None
+        except (TypeError, ValueError) as error:
             raise UnreadableImage("the value is not an image") from error
+        if image is None:
+            raise UnreadableImage("the value is not an image")
+        return cls._of_pillow(image, max_pixels)
 
     @classmethod
     def _of_pillow(cls, image: Image.Image, max_pixels: int) -> Photo:
@@ -99,8 +106,7 @@ class Photo:
 
     def _open(self) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # corrupt EXIF and large sizes: both are judged here
+            with _quiet():
                 return Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError as error:
             raise UnreadableImage("the file is not an image of a known format") from error
@@ -117,8 +123,7 @@ class Photo:
             UnreadableImage: the data are damaged or cut short.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quiet():
                 image = self._open()
                 image.load()
                 return _upright(image)
@@ -181,7 +186,9 @@ class Photo:
 
     def _needs_encoding(self) -> bool:
         image = self._open()
-        return _orientation(image) != 1 or (self.format == "WEBP" and getattr(image, "n_frames", 1) > 1)
+        with _quiet():
+            frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
+            return _orientation(image) != 1 or frames > 1
 
     @functools.cached_property
     def _spliceable(self) -> Photo | None:
@@ -244,6 +251,14 @@ class Photo:
     def as_row(self) -> dict[str, Any]:
         """The value of an `Image` column: the bytes and no path."""
         return {"bytes": self.data, "path": None}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of corrupt EXIF and of large sizes; both are judged here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, **options: Any) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, InstanceOf
 
+from u2s_datasets.models.base import Adapter, Detector, Editor, FaceEmbedder
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.faces import CenterFace, DlibFaceEmbedder
 from u2s_datasets.models.text import RapidOcr
 
-# In settings, `kind` names the class.
-AnyDetector = Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")]
-AnyFaceEmbedder = DlibFaceEmbedder
-AnyEditor = Redactor
+# In settings, `kind` names the class. In Python, an instance of any other Adapter is taken as it is.
+if TYPE_CHECKING:
+    AnyDetector = Detector
+    AnyFaceEmbedder = FaceEmbedder
+    AnyEditor = Editor
+else:
+    AnyDetector = (
+        Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
+    )
+    AnyFaceEmbedder = DlibFaceEmbedder | InstanceOf[Adapter]
+    AnyEditor = Redactor | InstanceOf[Adapter]

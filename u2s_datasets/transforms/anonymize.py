@@ -25,6 +25,9 @@ from u2s_datasets.transforms.inspect import Inspect, unreadable
 from u2s_datasets.transforms.instruct import Instruct
 from u2s_datasets.transforms.verify import Verify, audit
 
+# Fields of a step that are not its own to set: the Anonymizer's hold for all, and Verify counts attempts.
+NOT_OF_A_STEP = ("image_column", "label_column", "max_pixels", "seed", "attempt")
+
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Anonymizer(Transform):
@@ -71,7 +74,12 @@ class Anonymizer(Transform):
 
     def settings(self) -> dict[str, Any]:
         """Every setting, resolved, as plain values that YAML and JSON can hold."""
-        return TypeAdapter(Anonymizer).dump_python(self, mode="json")
+        settings = TypeAdapter(Anonymizer).dump_python(self, mode="json")
+        for step in settings.values():
+            if isinstance(step, dict):
+                for name in NOT_OF_A_STEP:
+                    step.pop(name, None)
+        return settings
 
 
 @contextmanager
@@ -87,6 +95,10 @@ def build(settings: dict[str, Any]) -> Anonymizer:
     Raises:
         SettingsError: an unknown key or a wrong value; the message names it.
     """
+    for step, values in settings.items():
+        for name in NOT_OF_A_STEP:
+            if isinstance(values, dict) and name in values:
+                raise config.SettingsError(f"setting '{step}.{name}': set {name!r} once, for all steps")
     try:
         return TypeAdapter(Anonymizer).validate_python(settings)
     except ValidationError as error:

@@ -37,7 +37,8 @@ class Verify(Transform):
         edit: makes further attempts; inside an Anonymizer null means its Edit.
         redactor: the last resort.
         retries: attempts with the editor after the first.
-        redactions: attempts with the redactor, each stronger than the last.
+        redactions: attempts with the redactor, each stronger than the last; the first counts where it is
+            also the editor.
         limits: what an edit must keep to.
     """
 
@@ -89,9 +90,10 @@ class Verify(Transform):
     def _settle_unsafe(self, out: Batch, cases: dict[int, Case], batch: Batch) -> None:
         detectors = default_detectors() if self.detectors is None else self.detectors
         pending = dict(cases)
-        for attempts, edit in enumerate(self._ladder(), start=1):
+        ladder = self._ladder()
+        for attempts, edit in enumerate(ladder, start=1):
             if attempts > 1:
-                self._edit_again(edit, pending, batch)
+                _edit_again(edit, pending, batch)
             shown = {index: case for index, case in pending.items() if case.edited is not None}
             found = detect(detectors, [case.edited for case in shown.values() if case.edited])
             redacted = isinstance(edit.editor, Redactor)
@@ -101,7 +103,7 @@ class Verify(Transform):
                 )
             for index, case in list(pending.items()):
                 done = case.edited is not None and case.reason is None
-                if done or attempts == self._attempts:
+                if done or attempts == len(ladder):
                     status = Status.WITHHELD if not done else Status.REDACTED if redacted else Status.EDITED
                     out[schema.EDITED_IMAGE][index] = case.edited if done else None
                     out[schema.AUDIT][index] = audit(
@@ -119,23 +121,21 @@ class Verify(Transform):
     def _ladder(self) -> list[Edit]:
         """The edits in the order in which they are tried, the one that Edit already made first."""
         first = self.edit or Edit(seed=self.seed, max_pixels=self.max_pixels)
-        steps = [replace(first, attempt=attempt) for attempt in range(self.retries + 1)]
-        weakest = self.retries + 1 if first.editor == self.redactor else 0
         # The last resort touches the regions only, whatever the editor was allowed.
         last = replace(first, editor=self.redactor, composite="regions")
-        return steps + [replace(last, attempt=weakest + more) for more in range(self.redactions)]
+        if first.editor == self.redactor:
+            return [first, *(replace(last, attempt=attempt) for attempt in range(1, self.redactions))]
+        tries = [replace(first, attempt=attempt) for attempt in range(self.retries + 1)]
+        return tries + [replace(last, attempt=attempt) for attempt in range(self.redactions)]
 
-    @property
-    def _attempts(self) -> int:
-        return 1 + self.retries + self.redactions
 
-    def _edit_again(self, edit: Edit, pending: dict[int, Case], batch: Batch) -> None:
-        names = [schema.IMAGE, schema.RISK, *(name for name in Edit.texts if name in batch)]
-        again = {name: [batch[name][index] for index in pending] for name in names}
-        again[schema.IMAGE] = [case.photo for case in pending.values()]
-        edited = edit.process(again)[schema.EDITED_IMAGE]
-        for case, photo in zip(pending.values(), edited, strict=True):
-            case.edited = photo
+def _edit_again(edit: Edit, pending: dict[int, Case], batch: Batch) -> None:
+    names = [schema.IMAGE, schema.RISK, *(name for name in Edit.texts if name in batch)]
+    again = {name: [batch[name][index] for index in pending] for name in names}
+    again[schema.IMAGE] = [case.photo for case in pending.values()]
+    edited = edit.process(again)[schema.EDITED_IMAGE]
+    for case, photo in zip(pending.values(), edited, strict=True):
+        case.edited = photo
 
 
 def audit(
