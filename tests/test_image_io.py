@@ -125,7 +125,7 @@ def test_odd_sizes(size, encode):
 
 def test_cmyk_grey_palette_and_sixteen_bits(astronaut, encode):
     image = Image.fromarray(astronaut)
-    sixteen = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) * 257))
+    sixteen = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     cases = {
         "cmyk": encode(image.convert("CMYK")),
         "grey": encode(image.convert("L")),

@@ -75,8 +75,8 @@ class Caption(Transform):
 
 
 def words(text: str) -> set[str]:
-    """The words of a text, case-folded, without punctuation."""
-    return set(re.findall(r"\w+", text.casefold()))
+    """The words of a text, case-folded, without punctuation; an underscore parts words too."""
+    return set(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def _opening(shape: str, name: str | None) -> str:

@@ -152,7 +152,7 @@ def _words(
 
 
 def _tokens(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"[^\W_]+", text.casefold())
 
 
 def _same(word: str, token: str, ratio: float, likeness: Any) -> bool:
