@@ -1,7 +1,8 @@
 """QR and bar codes, found and decoded by OpenCV.
 
 A QR code that is seen but can't be decoded counts as well: another decoder may read it. Bar codes count
-when they decode, since OpenCV's finder takes fences and blinds for bars.
+when they decode, since OpenCV's finder takes fences and blinds for bars; it misses codes that fill a large
+picture, so the whole is also shown to it smaller.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
 from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter
-from u2s_datasets.models.windows import merge, windows
+from u2s_datasets.models.windows import Window, merge, windows
 from u2s_datasets.schema import CODE, Region
+
+SMALLEST = 21  # a QR code has at least 21 modules a side
+BAR_SIZES = (480, 240)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -46,21 +50,28 @@ class OpenCvCodes(Adapter):
 
     def _detect(self, image: np.ndarray) -> list[Region]:
         qr, bar = self.model
+        height, width = image.shape[:2]
         found: list[Region] = []
         for window in windows(image, self.size, self.min_code):
             part = window.cut(image)
-            if min(part.shape[:2]) < 21:  # the smallest QR code has 21 modules
-                continue
-            seen, texts, quads, _ = qr.detectAndDecodeMulti(part)
-            if seen:
-                found += _regions(quads, texts, image, window)
-            seen, texts, quads, _ = bar.detectAndDecodeMulti(part)
-            if seen:
-                found += [region for region in _regions(quads, texts, image, window) if region.text]
+            if min(part.shape[:2]) >= SMALLEST:
+                found += _regions(qr.detectAndDecodeMulti(part), image, window)
+                found += _decoded(_regions(bar.detectAndDecodeMulti(part), image, window))
+        for size in BAR_SIZES:
+            window = Window(0, 0, width, height, size / max(height, width))
+            if window.scale < 1 and min(height, width) * window.scale >= SMALLEST:
+                found += _decoded(_regions(bar.detectAndDecodeMulti(window.cut(image)), image, window))
         return merge(found)
 
 
-def _regions(quads: np.ndarray, texts: Any, image: np.ndarray, window: Any) -> list[Region]:
+def _decoded(regions: list[Region]) -> list[Region]:
+    return [region for region in regions if region.text]
+
+
+def _regions(result: Any, image: np.ndarray, window: Window) -> list[Region]:
+    seen, texts, quads, _ = result
+    if not seen:
+        return []
     limits = [image.shape[1], image.shape[0]]
     found = []
     for quad, text in zip(quads, texts, strict=True):
