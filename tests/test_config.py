@@ -66,7 +66,7 @@ def test_differences_name_each_changed_setting():
 def test_the_state_is_the_settings_and_the_version():
     adapter = CenterFace()
     before = Hasher.hash(adapter)
-    adapter.model
+    adapter.loaded
     assert Hasher.hash(adapter) == before
     assert adapter.__getstate__() == {**dataclasses.asdict(adapter), "version": 1}
     assert pickle.loads(pickle.dumps(adapter)) == adapter

@@ -143,7 +143,7 @@ def test_a_missing_library_stops_the_run_instead_of_withholding_everything(encod
 def test_which_findings_count_is_a_setting(encode):
     inspect = Inspect(detectors={"red": RedFinder()}, unsafe=("face",))
     risk = inspect({"image": png(picture(), encode)})["risk"]
-    assert (risk["unsafe"], risk["groups"], risk["regions"]) == (False, ["text"], [])
+    assert (risk["unsafe"], risk["groups"], risk["regions"]) == (False, [], [])
     exif = Image.Exif()
     exif[0x0132] = "2026:01:01 00:00:00"
     tagged = {"image": {"bytes": encode(picture(box=None), "JPEG", exif=exif), "path": None}}

@@ -19,9 +19,18 @@ RISK = "risk"
 PRIVATE_CAPTION = "private_caption"
 PUBLIC_CAPTION = "public_caption"
 EDIT_INSTRUCTION = "edit_instruction"
+COMBINED_CAPTION = "combined_caption"
 EDITED_IMAGE = "edited_image"
 AUDIT = "audit"
-ADDED_COLUMNS = (RISK, PRIVATE_CAPTION, PUBLIC_CAPTION, EDIT_INSTRUCTION, EDITED_IMAGE, AUDIT)
+ADDED_COLUMNS = (
+    RISK,
+    PRIVATE_CAPTION,
+    PUBLIC_CAPTION,
+    EDIT_INSTRUCTION,
+    COMBINED_CAPTION,
+    EDITED_IMAGE,
+    AUDIT,
+)
 
 # The nine groups of the method (after VISPR's attributes) ...
 PRIVACY_GROUPS = {
@@ -82,6 +91,13 @@ def regions_of(risk: dict[str, Any]) -> list[Region]:
     return [Region(tuple(row["box"]), row["kind"], row["score"]) for row in rows]
 
 
+def needs_whole_image(risk: dict[str, Any]) -> bool:
+    """Whether something sensitive was found that no region shows, such as a place or a uniform."""
+    regions = regions_of(risk)
+    located = {REGION_KINDS[region.kind] for region in regions if region.kind in REGION_KINDS}
+    return not regions or bool(set(risk["groups"]) - located - {METADATA})
+
+
 def features(*columns: str) -> Features:
     """The `datasets.Features` of the columns this toolkit adds, all of them by default."""
     from datasets import Features, Image, List, Value
@@ -106,6 +122,7 @@ def features(*columns: str) -> Features:
         PRIVATE_CAPTION: Value("string"),
         PUBLIC_CAPTION: Value("string"),
         EDIT_INSTRUCTION: Value("string"),
+        COMBINED_CAPTION: Value("string"),
         EDITED_IMAGE: Image(),
         AUDIT: {
             "status": Value("string"),

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, InstanceOf
 
-from u2s_datasets.models.base import Adapter, Detector, Editor, FaceEmbedder
+from u2s_datasets.models.base import Adapter, ChatModel, Detector, Editor, FaceEmbedder
+from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.editors.redact import Redactor
+from u2s_datasets.models.endpoint import EndpointChat
 from u2s_datasets.models.faces import CenterFace, DlibFaceEmbedder
 from u2s_datasets.models.text import RapidOcr
 
@@ -17,9 +19,11 @@ if TYPE_CHECKING:
     AnyDetector = Detector
     AnyFaceEmbedder = FaceEmbedder
     AnyEditor = Editor
+    AnyChat = ChatModel
 else:
     AnyDetector = (
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
     AnyFaceEmbedder = DlibFaceEmbedder | InstanceOf[Adapter]
     AnyEditor = Redactor | InstanceOf[Adapter]
+    AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]

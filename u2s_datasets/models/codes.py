@@ -49,7 +49,7 @@ class OpenCvCodes(Adapter):
         return [self._detect(image) for image in images]
 
     def _detect(self, image: np.ndarray) -> list[Region]:
-        qr, bar = self.model
+        qr, bar = self.loaded
         height, width = image.shape[:2]
         found: list[Region] = []
         for window in windows(image, self.size, self.min_code):

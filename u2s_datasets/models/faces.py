@@ -80,7 +80,7 @@ class CenterFace(Adapter):
         # The network wants sides that are multiples of 32: a border keeps the aspect ratio.
         part = cv2.copyMakeBorder(part, 0, -height % MULTIPLE, 0, -width % MULTIPLE, cv2.BORDER_CONSTANT)
         blob = part.transpose(2, 0, 1)[None].astype(np.float32)
-        heat, scale, offset = self.model.run(None, {self.model.get_inputs()[0].name: blob})[:3]
+        heat, scale, offset = self.loaded.run(None, {self.loaded.get_inputs()[0].name: blob})[:3]
         rows, columns = np.where(heat[0, 0] > self.threshold)
         sizes = np.exp(scale[0, :, rows, columns]) * STRIDE
         centres = (np.stack([rows, columns], 1) + offset[0, :, rows, columns] + 0.5) * STRIDE
@@ -126,7 +126,7 @@ class DlibFaceEmbedder(Adapter):
         """(n, 128) float32 descriptors of the faces in `boxes` (x0, y0, x1, y1) of HxWx3 uint8 RGB."""
         import dlib
 
-        landmarks, network = self.model
+        landmarks, network = self.loaded
         image = np.array(image)  # dlib wants a writable array
         rows = []
         for x0, y0, x1, y1 in boxes:

@@ -61,7 +61,7 @@ class RapidOcr(Adapter):
             return []
         from rapidocr.utils.process_img import get_rotate_crop_image
 
-        readings = self.model.recognize_txt([get_rotate_crop_image(bgr, quad) for quad in lines.values()])
+        readings = self.loaded.recognize_txt([get_rotate_crop_image(bgr, quad) for quad in lines.values()])
         found = []
         for line, text, score in zip(lines, readings.txts, readings.scores, strict=True):
             letters = sum(char.isalnum() for char in text)
@@ -78,7 +78,7 @@ class RapidOcr(Adapter):
             part = window.cut(bgr)
             if min(part.shape[:2]) < 8:
                 continue
-            result = self.model(part, use_det=True, use_cls=False, use_rec=False)
+            result = self.loaded(part, use_det=True, use_cls=False, use_rec=False)
             if result.boxes is None:
                 continue
             for quad, score in zip(result.boxes, result.scores, strict=True):

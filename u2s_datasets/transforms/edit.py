@@ -79,7 +79,12 @@ class Edit(Transform):
         return {schema.EDITED_IMAGE: out}
 
     def dilated(self, risk: dict[str, Any], photo: Photo) -> list[Region]:
-        """The regions of a risk as the edit may touch them, in whole pixels inside the image."""
+        """The regions of a risk as the edit may touch them, in whole pixels inside the image.
+
+        None for what no region shows: then the whole image is edited.
+        """
+        if schema.needs_whole_image(risk):
+            return []
         height, width = photo.pixels.shape[:2]
         return [
             Region(_grown(region.box, self._growth(region), height, width), region.kind, region.score)
@@ -88,7 +93,7 @@ class Edit(Transform):
 
     def mask(self, risk: dict[str, Any], photo: Photo) -> np.ndarray:
         """HxW bool: where the edit of a photo may differ from it, before the encoding (`Photo.editable_area`)."""
-        if self.composite == "full" or not regions_of(risk):
+        if self.composite == "full" or schema.needs_whole_image(risk):
             return np.ones(photo.pixels.shape[:2], bool)
         mask = np.zeros(photo.pixels.shape[:2], bool)
         for region in self.dilated(risk, photo):

@@ -4,6 +4,9 @@ An instruction is a list of changes, each a target and its new look, rendered as
 words. Looks are drawn uniformly from neutral lists with the row's own seed, so that over a dataset apparent
 ages, skin tones and expressions come out balanced and a row draws the same in every run. The image serves
 for the seed only.
+
+A language model, where there is one, words the changes around the drawn looks. What it writes is validated by
+code, asked again once, and else replaced by the drawn changes themselves.
 """
 
 from __future__ import annotations
@@ -17,10 +20,15 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
-from u2s_datasets.models.base import SETTINGS
+from u2s_datasets.models import AnyChat
+from u2s_datasets.models.base import SETTINGS, ChatModel, user
+from u2s_datasets.prompts import prompt
+from u2s_datasets.transforms import answers
 from u2s_datasets.transforms.base import Batch, Transform
 
 MAX_WORDS = 45
+MAX_CHANGES = 5
+MAX_COMBINED = 50  # words
 SKIN = ("very light", "light", "light brown", "medium brown", "dark brown", "very dark")  # six even steps
 AGE = ("in their twenties", "in their thirties", "in their forties", "in their fifties", "in their sixties")
 HAIR = ("short black", "short grey", "long brown", "wavy auburn", "curly black", "straight fair", "shaved")
@@ -31,6 +39,18 @@ TARGETS = {
     "person": r"\b(person|people|man|men|woman|women|child|children|boy|girl|face|faces)\b",
     "text": r"\b(text|sign|signs|label|labels|writing|letters|document|page|poster|screen|plate)\b",
     "code": r"\b(code|codes|barcode)\b",
+}
+
+_TEXT = {"type": "string"}
+FORM = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MAX_CHANGES,
+    "items": {
+        "type": "object",
+        "properties": {"target": _TEXT, "change": _TEXT},
+        "required": ["target", "change"],
+    },
 }
 
 
@@ -47,24 +67,104 @@ class Instruct(Transform):
 
     Attributes:
         max_words: length of the instruction.
+        chat: a language model; null renders the drawn looks as they are.
+        combine: whether it also writes `combined_caption`, for editors that take one text.
+        max_new_tokens: length of an answer.
     """
 
     max_words: int = Field(default=MAX_WORDS, ge=10, le=MAX_WORDS)
+    chat: AnyChat | None = None
+    combine: bool = True
+    max_new_tokens: int = Field(default=512, ge=16)
 
     needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.PUBLIC_CAPTION)
-    adds: ClassVar[tuple[str, ...]] = (schema.EDIT_INSTRUCTION,)
+    adds: ClassVar[tuple[str, ...]] = (schema.EDIT_INSTRUCTION, schema.COMBINED_CAPTION)
 
     def run(self, batch: Batch) -> Batch:
-        """The instruction of each row that has a public caption, else None."""
+        """The instruction, and the combined caption, of each row that has a public caption, else None."""
+        captions = batch[schema.PUBLIC_CAPTION]
+        drawn = {
+            index: draw_changes(caption, Photo.of(image, self.max_pixels).seed(self.seed))
+            for index, (image, caption) in enumerate(zip(batch[schema.IMAGE], captions, strict=True))
+            if caption
+        }
+        texts = {index: render(changes, self.max_words) for index, changes in drawn.items()}
+        if self.chat is not None:
+            failed = self._ask(self.chat, texts, captions, drawn)
+            self._ask(self.chat, texts, captions, failed)
+        combined = (
+            {index: f"{captions[index]} {text}" for index, text in texts.items()} if self.combine else {}
+        )
+        if self.chat is not None and combined:
+            self._combine(self.chat, combined, captions, texts)
+        rows = range(len(captions))
         return {
-            schema.EDIT_INSTRUCTION: [
-                self._instruct(caption, Photo.of(image, self.max_pixels).seed(self.seed)) if caption else None
-                for image, caption in zip(batch[schema.IMAGE], batch[schema.PUBLIC_CAPTION], strict=True)
-            ]
+            schema.EDIT_INSTRUCTION: [texts.get(index) for index in rows],
+            schema.COMBINED_CAPTION: [combined.get(index) for index in rows],
         }
 
-    def _instruct(self, caption: str, seed: int) -> str:
-        return render(draw_changes(caption, seed), self.max_words)
+    def _ask(
+        self, chat: ChatModel, texts: dict[int, str], captions: list[str], rows: dict[int, list[Change]]
+    ) -> dict[int, list[Change]]:
+        """Takes the model's instructions where they hold; returns the rows whose does not."""
+        if not rows:
+            return {}
+        talks = [
+            [
+                user(
+                    prompt(
+                        "instruct",
+                        caption=captions[i],
+                        looks="; ".join(f"{c.target}: {c.look}" for c in changes),
+                    )
+                )
+            ]
+            for i, changes in rows.items()
+        ]
+        failed = {}
+        for (index, changes), answer in zip(
+            rows.items(), chat.generate(talks, self.max_new_tokens, FORM), strict=True
+        ):
+            text = render(read_changes(answer or ""), self.max_words)
+            if answers.instruction_problems(text, captions[index], self.max_words) or not read_changes(
+                answer or ""
+            ):
+                failed[index] = changes
+            else:
+                texts[index] = text
+        return failed
+
+    def _combine(
+        self, chat: ChatModel, combined: dict[int, str], captions: list[str], texts: dict[int, str]
+    ) -> None:
+        talks = [[user(prompt("combine", caption=captions[i], instruction=texts[i]))] for i in combined]
+        said = chat.generate(talks, self.max_new_tokens)
+        for index, answer in zip(list(combined), said, strict=True):
+            text = " ".join((answer or "").split())
+            known = answers.names(captions[index]) | answers.names(texts[index])
+            if text and len(text.split()) < MAX_COMBINED and answers.names(text) <= known:
+                combined[index] = text
+
+
+def read_changes(answer: str) -> list[Change]:
+    """The changes in a model's answer: a JSON list, or lines of the form "target: new look".
+
+    >>> read_changes('[{"target": "the coat", "change": "a plain blue jacket"}]')
+    [Change(target='the coat', look='a plain blue jacket')]
+    >>> read_changes("- the coat: a plain blue jacket")
+    [Change(target='the coat', look='a plain blue jacket')]
+    """
+    rows = answers.read_list(answer)
+    pairs = [(row.get("target"), row.get("change")) for row in rows if isinstance(row, dict)]
+    pairs = pairs or re.findall(
+        r"^[\s\-*\d.]*([^:\n\[\]{}]{2,60}):\s*([^:\n\[\]{}]{2,120})$", answer, re.MULTILINE
+    )
+    changes = [
+        Change(" ".join(target.split()), " ".join(look.split()).rstrip(" .;,"))
+        for target, look in pairs
+        if isinstance(target, str) and isinstance(look, str) and target.strip() and look.strip(" .;,")
+    ]
+    return changes[:MAX_CHANGES]
 
 
 def draw_changes(caption: str, seed: int) -> list[Change]:

@@ -51,7 +51,7 @@ class Redactor(Adapter):
 
     def edit(self, requests: list[EditRequest]) -> list[np.ndarray]:
         """The images of the requests with their regions redacted, HxWx3 uint8 RGB."""
-        self.model  # says what is missing before the first image
+        self.loaded  # says what is missing before the first image
         return [self._edit(request) for request in requests]
 
     def _edit(self, request: EditRequest) -> np.ndarray:
