@@ -31,6 +31,9 @@ PresetOption = Annotated[str, typer.Option(help="A preset (see `u2s presets`) or
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; may be repeated.")
 ]
+CriteriaOption = Annotated[
+    Path | None, typer.Option(help="YAML of points to inspect for (name: description), for a chat model.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-readable summary line.")]
 
 
@@ -54,6 +57,7 @@ def anonymize(
     label_column: Annotated[str | None, typer.Option(help="The column with the classes.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each split only.")] = None,
     set_: SetOption = None,
+    criteria: CriteriaOption = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
     as_json: JsonOption = False,
@@ -63,10 +67,60 @@ def anonymize(
         from u2s_datasets.run.source import open_source
         from u2s_datasets.transforms.anonymize import load_preset
 
-        anonymizer = load_preset(preset, set_ or [])
+        anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
         opened = open_source(source, split, image_column, label_column, limit)
         summary = _run(opened, anonymizer, out, shard_size, batch_size)
         _report(summary, out, as_json)
+
+
+@app.command()
+def inspect(
+    source: Annotated[
+        str, typer.Argument(help="Folder of images, Parquet or Arrow files, saved dataset, or Hub id.")
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="vispr:DIR with VISPR's annotations, or a column that says what is unsafe."),
+    ] = None,
+    preset: PresetOption = "local",
+    split: Annotated[str | None, typer.Option(help="One split instead of all.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column with the images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each split only.")] = None,
+    set_: SetOption = None,
+    criteria: CriteriaOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Inspects a dataset without changing it; with labels, scores the privacy flag."""
+    with _errors():
+        from u2s_datasets.run import flag
+        from u2s_datasets.run.source import open_source
+        from u2s_datasets.transforms.anonymize import load_preset
+
+        anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
+        opened = open_source(source, split, image_column, None, limit)
+        labelled = flag.labels_of(opened, labels) if labels else None
+        with _progress(sum(len(data) for data in opened.splits.values())) as advance:
+            risks = flag.inspect_source(opened, anonymizer.steps[0], on_rows=advance)
+        found = flag.summary(risks)
+        if labelled is not None:
+            found["flag"] = flag.scores([risk["unsafe"] for risk in risks], labelled)
+        if as_json:
+            print(json.dumps(found))
+            return
+        for group, count in found["groups"].items():
+            print(f"{group:16}{count}")
+        for name, value in found.get("flag", {}).items():
+            print(
+                f"{name:20}"
+                + (
+                    "undefined"
+                    if value is None
+                    else f"{value:.4f}"
+                    if isinstance(value, float)
+                    else str(value)
+                )
+            )
+        print(f"{found['rows']} rows: {found['unsafe']} unsafe")
 
 
 @app.command()

@@ -73,6 +73,28 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def read_criteria(file: Path) -> dict[str, str]:
+    """A user's points to inspect for: a YAML mapping of names to descriptions.
+
+    Raises:
+        SettingsError: no such file, or another shape.
+    """
+    try:
+        criteria = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"the criteria file can't be read ({type(error).__name__})") from error
+    if not isinstance(criteria, dict) or not criteria:
+        raise SettingsError(
+            "the criteria file must map names to descriptions, such as uniform: a work uniform"
+        )
+    for name, about in criteria.items():
+        if not (
+            isinstance(name, str) and isinstance(about, str) and name.isidentifier() and name != "unsafe"
+        ):
+            raise SettingsError("a criterion is a name of letters and underscores with a description")
+    return criteria
+
+
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, group by group.
 

@@ -56,6 +56,9 @@ class Photo:
             raise UnreadableImage(f"the image has more than {max_pixels} pixels")
         with _quiet():
             self.metadata = metadata.find_metadata(data, image)
+            # What has to be turned or has frames behind the first one can't leave as it is.
+            frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
+            self._needs_encoding = _orientation(image) != 1 or frames > 1
 
     @classmethod
     def of(cls, value: Any, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -176,24 +179,19 @@ class Photo:
         A JPEG, PNG or WebP keeps its compressed pixels; what needs turning, has several frames or is of
         another format is encoded again without loss.
         """
-        self.image  # a file that can't be decoded to the end must not leave
-        if self.format in STRIPPERS and not self._needs_encoding():
+        if self.format != "JPEG":
+            self.image  # a file cut short must not leave; a JPEG's stripper walks to its end
+        if self.format in STRIPPERS and not self._needs_encoding:
             try:
                 return Photo(STRIPPERS[self.format](self.data))
             except (ValueError, struct.error, IndexError):
                 pass  # an odd structure that Pillow tolerates: encode what it saw
         return Photo(_lossless(self.image, webp=self.format == "WEBP"))
 
-    def _needs_encoding(self) -> bool:
-        image = self._open()
-        with _quiet():
-            frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
-            return _orientation(image) != 1 or frames > 1
-
     @functools.cached_property
     def _spliceable(self) -> Photo | None:
         # Grey and RGB only: a CMYK edit would have to be separated with a profile.
-        if self.format != "JPEG" or self.image.mode not in ("L", "RGB") or self._needs_encoding():
+        if self.format != "JPEG" or self.image.mode not in ("L", "RGB") or self._needs_encoding:
             return None
         clean = self.published()
         return clean if clean.format == "JPEG" and frame_of(clean.data) else None

@@ -8,6 +8,7 @@ Colour profiles are rebuilt with their numeric tables only, their texts and date
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,7 @@ ICC_TABLES = {
     b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"bkpt", b"chad", b"rTRC", b"gTRC", b"bTRC", b"kTRC",
     b"A2B0", b"A2B1", b"A2B2", b"B2A0", b"B2A1", b"B2A2", b"gamt", b"lumi",
 }  # fmt: skip
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
 
 
@@ -114,16 +116,11 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _scan_end(data: bytes, at: int) -> int:
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 1 >= len(data):
-            raise ValueError("the JPEG ends inside a scan")
-        if data[at + 1] == 0 or 0xD0 <= data[at + 1] <= 0xD7:
-            at += 2
-        elif data[at + 1] == 0xFF:
-            at += 1
-        else:
-            return at
+    """Where the marker after an entropy-coded scan stands: not a stuffed zero, a restart or a fill byte."""
+    found = _AFTER_SCAN.search(data, at)
+    if found is None:
+        raise ValueError("the JPEG ends inside a scan")
+    return found.start()
 
 
 def strip_jpeg(data: bytes) -> bytes:

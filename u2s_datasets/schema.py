@@ -51,6 +51,15 @@ GROUPS = (*PRIVACY_GROUPS, METADATA, UNREADABLE)
 
 FACE, TEXT, CODE = "face", "text", "code"
 REGION_KINDS = {FACE: "people", TEXT: "text", CODE: "text"}
+CHECKS = {
+    "face_similarity": "float32",
+    "faces_left": "int32",
+    "text_similarity": "float32",
+    "words_left": "int32",
+    "codes_left": "int32",
+    "change_inside": "float32",
+    "change_outside": "float32",
+}
 
 
 class Status(str, Enum):
@@ -103,15 +112,7 @@ def features(*columns: str) -> Features:
     from datasets import Features, Image, List, Value
 
     region = {"box": List(Value("float32"), length=4), "kind": Value("string"), "score": Value("float32")}
-    checks = {
-        "face_similarity": Value("float32"),
-        "faces_left": Value("int32"),
-        "text_similarity": Value("float32"),
-        "words_left": Value("int32"),
-        "codes_left": Value("int32"),
-        "change_inside": Value("float32"),
-        "change_outside": Value("float32"),
-    }
+    checks = {name: Value(dtype) for name, dtype in CHECKS.items()}
     every = {
         RISK: {
             "unsafe": Value("bool"),

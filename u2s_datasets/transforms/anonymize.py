@@ -45,7 +45,7 @@ class Anonymizer(Transform):
     adds: ClassVar[tuple[str, ...]] = schema.ADDED_COLUMNS
 
     @property
-    def steps(self) -> tuple[Transform, ...]:
+    def steps(self) -> tuple[Inspect, Caption, Instruct, Edit, Verify]:
         """The transforms in order, with the shared settings filled in."""
         shared: dict[str, Any] = {"seed": self.seed, "max_pixels": self.max_pixels}
         inspect, edit = replace(self.inspect, **shared), replace(self.edit, **shared)
@@ -105,12 +105,15 @@ def build(settings: dict[str, Any]) -> Anonymizer:
         raise config.explain(error, Anonymizer().settings()) from None
 
 
-def load_preset(name: str = "local", overrides: Iterable[str] = ()) -> Anonymizer:
+def load_preset(
+    name: str = "local", overrides: Iterable[str] = (), criteria: dict[str, str] | None = None
+) -> Anonymizer:
     """The Anonymizer of a preset.
 
     Args:
         name: of a preset (`u2s presets` lists them) or the path of a YAML file of settings.
         overrides: settings such as "edit.dilate=0.3", as for `--set`.
+        criteria: points to inspect for, with their descriptions, instead of the method's nine groups.
 
     Raises:
         SettingsError: unknown preset, unknown setting or wrong value.
@@ -119,7 +122,10 @@ def load_preset(name: str = "local", overrides: Iterable[str] = ()) -> Anonymize
     0.3
     """
     changes = config.merge(config.read_preset(name), config.read_overrides(overrides))
-    return build(config.merge(Anonymizer().settings(), changes))
+    settings = config.merge(Anonymizer().settings(), changes)
+    if criteria is not None:
+        settings["inspect"]["criteria"] = criteria
+    return build(settings)
 
 
 anonymize = load_preset("local")

@@ -158,13 +158,11 @@ def class_names(labels: list[Any], feature: Any) -> list[str | None]:
 
 
 def photos_of(values: list[Any], max_pixels: int) -> list[Photo | UnreadableImage]:
-    """The photos of an image column, decoded, or for each that can't be read the error that says why."""
+    """The photos of an image column, or for each that can't be opened the error that says why."""
     photos: list[Photo | UnreadableImage] = []
     for value in values:
         try:
-            photo = Photo.of(value, max_pixels)
-            photo.image  # a file cut short shows only here
-            photos.append(photo)
+            photos.append(Photo.of(value, max_pixels))
         except UnreadableImage as error:
             photos.append(error)
     return photos

@@ -18,6 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets import schema
+from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models import AnyChat, AnyDetector
 from u2s_datasets.models.base import SETTINGS, ChatModel, user
@@ -72,6 +73,8 @@ class Inspect(Transform):
     def run(self, batch: Batch) -> Batch:
         """The `risk` of each image. An unreadable one is unsafe and says why in its evidence."""
         photos = photos_of(batch[schema.IMAGE], self.max_pixels)
+        if self.chat is not None or any(self.detectors.values()):
+            photos = [_decoded(photo) for photo in photos]
         readable = [photo for photo in photos if isinstance(photo, Photo)]
         found = detect(self.detectors, readable)
         risks = [self._risk(photo, regions) for photo, regions in zip(readable, found, strict=True)]
@@ -143,12 +146,25 @@ class Inspect(Transform):
         }
 
 
+def _decoded(photo: Photo | UnreadableImage) -> Photo | UnreadableImage:
+    """The photo with its pixels at hand, or the error of a file that is cut short or damaged."""
+    try:
+        if isinstance(photo, Photo):
+            photo.pixels
+        return photo
+    except UnreadableImage as error:
+        return error
+
+
 def detect(detectors: Detectors, photos: list[Photo]) -> list[list[Region]]:
     """What the detectors find in all views of each photo."""
-    views = [(index, view) for index, photo in enumerate(photos) for view in photo.views]
     found: list[list[Region]] = [[] for _ in photos]
-    for detector in detectors.values():
-        if detector is not None and views:
+    active = [detector for detector in detectors.values() if detector is not None]
+    if not active:
+        return found
+    views = [(index, view) for index, photo in enumerate(photos) for view in photo.views]
+    for detector in active:
+        if views:
             for (index, _), regions in zip(views, detector.detect([view for _, view in views]), strict=True):
                 found[index] += [region for region in regions if region not in found[index]]
     return found

@@ -147,12 +147,11 @@ def audit(
     reason: str | None = None,
 ) -> dict[str, Any]:
     """A value of the `audit` column."""
-    names = schema.features(schema.AUDIT)[schema.AUDIT]["checks"]
     return {
         "status": status.value,
         "attempts": attempts,
         "seed": seed,
         "editor": editor,
-        "checks": {**dict.fromkeys(names), **(checks or {})},
+        "checks": {**dict.fromkeys(schema.CHECKS), **(checks or {})},
         "reason": reason,
     }
