@@ -12,7 +12,7 @@ from u2s_datasets import Anonymizer, Caption, Edit, Inspect, Instruct, Verify, s
 from u2s_datasets.errors import SetupError, UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.editors.redact import Redactor
-from u2s_datasets.schema import Status, regions_of
+from u2s_datasets.schema import Region, Status, regions_of
 
 
 def picture(width=96, box=(30, 20, 60, 40)):
@@ -133,7 +133,7 @@ def test_unreadable_rows_are_withheld_in_their_place(encode):
 
 def test_a_missing_library_stops_the_run_instead_of_withholding_everything(encode):
     class Missing(RedFinder):
-        def detect(self, images):
+        def detect(self, images, areas=None):
             raise SetupError("install it")
 
     with pytest.raises(SetupError):
@@ -235,7 +235,6 @@ def test_drawn_attributes_are_balanced_over_a_dataset():
 def test_a_redaction_depends_on_a_handful_of_numbers_and_not_on_the_detail(method):
     """Two different fine patterns with the same cell means leave (nearly) the same picture."""
     from u2s_datasets.models.base import EditRequest
-    from u2s_datasets.schema import Region
 
     rng = np.random.default_rng(1)
     region = [Region((32.0, 32.0, 96.0, 96.0), "face", 1.0)]
@@ -256,7 +255,6 @@ def test_a_redaction_depends_on_a_handful_of_numbers_and_not_on_the_detail(metho
 
 def test_stronger_attempts_keep_less():
     from u2s_datasets.models.base import EditRequest
-    from u2s_datasets.schema import Region
 
     image = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
     region = [Region((8.0, 8.0, 72.0, 72.0), "face", 1.0)]
@@ -291,3 +289,23 @@ def test_regions_survive_arrow_in_both_its_shapes():
 
 def test_every_status_is_one_of_four():
     assert [status.value for status in Status] == ["untouched", "edited", "redacted", "withheld"]
+
+
+def test_what_inspect_overlooked_and_the_judge_finds_is_edited_too(encode):
+    class Late(RedFinder):
+        """Finds the red patch, and from the second look on a green one as well."""
+
+        def detect(self, images, areas=None):
+            found = super().detect(images)
+            if areas is not None:
+                for image, regions in zip(images, found, strict=True):
+                    if (image[50:60, 70:90] == (0, 255, 0)).all():
+                        regions.append(Region((70.0, 50.0, 90.0, 60.0), "text", 0.9, "more"))
+            return found
+
+    pixels = picture()
+    pixels[50:60, 70:90] = (0, 255, 0)
+    row = pipeline(finder=Late())({"image": png(pixels, encode)})
+    assert (row["audit"]["status"], row["audit"]["attempts"]) == ("edited", 2)
+    assert [region["box"] for region in row["risk"]["regions"]] == [[30, 20, 60, 40], [70, 50, 90, 60]]
+    assert (np.asarray(row["edited_image"])[50:60, 70:90] == (0, 0, 255)).all()

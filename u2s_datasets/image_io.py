@@ -13,9 +13,6 @@ import io
 import os
 import stat
 import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,11 +21,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from u2s_datasets import image_metadata as metadata
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.jpeg_splice import frame_of, splice, touched_blocks
+from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
 MAX_PIXELS = 100_000_000
 STRIPPERS = {"JPEG": metadata.strip_jpeg, "PNG": metadata.strip_png, "WEBP": metadata.strip_webp}
 DECODE_ERRORS = (*metadata.EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
-ORIENTATION = 0x0112
 
 
 class Photo:
@@ -54,11 +51,12 @@ class Photo:
         self.format = "JPEG" if image.format == "MPO" else image.format or ""
         if image.width * image.height > max_pixels:
             raise UnreadableImage(f"the image has more than {max_pixels} pixels")
-        with _quiet():
+        with quiet():
             self.metadata = metadata.find_metadata(data, image)
             # What has to be turned or has frames behind the first one can't leave as it is.
             frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
-            self._needs_encoding = _orientation(image) != 1 or frames > 1
+            self._orientation = orientation(image)
+            self._needs_encoding = self._orientation != 1 or frames > 1
 
     @classmethod
     def of(cls, value: Any, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -101,7 +99,7 @@ class Photo:
         if isinstance(getattr(image, "u2s_data", None), bytes):
             return cls(image.u2s_data, max_pixels)  # type: ignore[attr-defined]
         try:
-            photo = cls(_lossless(_upright(image)), max_pixels)
+            photo = cls(lossless(upright(image, orientation(image))), max_pixels)
         except DECODE_ERRORS as error:
             raise UnreadableImage("the image is damaged or cut short") from error
         photo.metadata = metadata.info_findings(image.info)
@@ -109,7 +107,7 @@ class Photo:
 
     def _open(self) -> Image.Image:
         try:
-            with _quiet():
+            with quiet():
                 return Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError as error:
             raise UnreadableImage("the file is not an image of a known format") from error
@@ -125,18 +123,19 @@ class Photo:
         Raises:
             UnreadableImage: the data are damaged or cut short.
         """
+        image = self._open()
         try:
-            with _quiet():
-                image = self._open()
-                image.load()
-                return _upright(image)
+            image.load()
+            if self.format != "TIFF":  # Pillow turns a TIFF while loading it
+                image = upright(image, self._orientation)
+            return image
         except DECODE_ERRORS as error:
             raise UnreadableImage("the image is damaged or cut short") from error
 
     @functools.cached_property
     def pixels(self) -> np.ndarray:
         """HxWx3 uint8 RGB of the upright first frame; transparency is ignored, 16 bits are cut to 8."""
-        pixels = np.asarray(_eight_bit(self.image).convert("RGB"))
+        pixels = np.asarray(eight_bit(self.image).convert("RGB"))
         pixels.flags.writeable = False
         return pixels
 
@@ -154,7 +153,7 @@ class Photo:
                 paper = Image.new("RGBA", rgba.size, colour)
                 views.append(np.asarray(Image.alpha_composite(paper, rgba).convert("RGB")))
         elif self.image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV"):
-            stretched = ImageOps.autocontrast(_eight_bit(self.image, stretch=True).convert("L"))
+            stretched = ImageOps.autocontrast(eight_bit(self.image, stretch=True).convert("L"))
             views.append(np.asarray(stretched.convert("RGB")))
         return views
 
@@ -168,10 +167,14 @@ class Photo:
 
     def seed(self, run_seed: int) -> int:
         """A seed from the run's seed and the upright pixels: 0 to 2**63 - 1, the same in every process."""
-        digest = hashlib.blake2b(digest_size=8, key=str(run_seed).encode())
-        digest.update(struct.pack("<II", *self.pixels.shape[:2]))
-        digest.update(np.ascontiguousarray(self.pixels).data)
+        digest = hashlib.blake2b(self._content, digest_size=8, key=str(run_seed).encode())
         return int.from_bytes(digest.digest(), "little") >> 1
+
+    @functools.cached_property
+    def _content(self) -> bytes:
+        digest = hashlib.blake2b(struct.pack("<II", *self.pixels.shape[:2]), digest_size=32)
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.digest()
 
     def published(self) -> Photo:
         """The untouched image as it may leave: same pixels, upright, one frame, no metadata.
@@ -186,7 +189,7 @@ class Photo:
                 return Photo(STRIPPERS[self.format](self.data))
             except (ValueError, struct.error, IndexError):
                 pass  # an odd structure that Pillow tolerates: encode what it saw
-        return Photo(_lossless(self.image, webp=self.format == "WEBP"))
+        return Photo(lossless(self.image, webp=self.format == "WEBP"))
 
     @functools.cached_property
     def _spliceable(self) -> Photo | None:
@@ -226,11 +229,14 @@ class Photo:
             image = Image.fromarray(np.dstack([edited, np.where(mask, np.uint8(255), alpha)]))
         elif self.image.mode in ("1", "L") and (edited == edited[..., :1]).all():
             image = image.convert("L")
-        return Photo(_lossless(image, webp=self.format == "WEBP"))
+        return Photo(lossless(image, webp=self.format == "WEBP"))
 
     def _is_faithful(self, spliced: Photo, edited: np.ndarray, mask: np.ndarray) -> bool:
         outside = ~self.editable_area(mask)
-        if spliced.pixels.shape != edited.shape or (spliced.pixels[outside] != self.pixels[outside]).any():
+        if spliced.pixels.shape != edited.shape:
+            return False
+        differs = spliced.pixels != self.pixels
+        if ((differs[..., 0] | differs[..., 1] | differs[..., 2]) & outside).any():
             return False
         error = np.abs(spliced.pixels[mask].astype(np.int16) - edited[mask]).mean() if mask.any() else 0.0
         return bool(error < 16)
@@ -249,14 +255,6 @@ class Photo:
     def as_row(self) -> dict[str, Any]:
         """The value of an `Image` column: the bytes and no path."""
         return {"bytes": self.data, "path": None}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns of corrupt EXIF and of large sizes; both are judged here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, **options: Any) -> None:
@@ -280,66 +278,3 @@ def _read(path: str) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         raise UnreadableImage("the file can't be opened") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except metadata.EXIF_ERRORS:
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    turn = turns.get(_orientation(image))
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    turned.info.pop("exif", None)
-    return turned
-
-
-def _eight_bit(image: Image.Image, stretch: bool = False) -> Image.Image:
-    """Integer and float modes as L: 16 bits lose their low byte, or the full range is stretched."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    if stretch or image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        values = np.nan_to_num((values - low) / ((high - low) or 1.0) * 255)
-    else:
-        values = values // 256
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def _lossless(image: Image.Image, webp: bool = False) -> bytes:
-    """Encodes pixels and transparency without loss and without anything else."""
-    image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else _to_plain(image)
-    image = image.copy()
-    keep = {key: image.info[key] for key in ("transparency",) if key in image.info}
-    icc = metadata.clean_icc(image.info.get("icc_profile") or b"")
-    image.info.clear()
-    image.info.update(keep)
-    buffer = io.BytesIO()
-    if webp:
-        rgb = image.convert("RGBA" if "A" in image.getbands() or keep else "RGB")
-        rgb.save(buffer, "WEBP", lossless=True, exact=True, method=1, quality=50, icc_profile=icc or None)
-        return metadata.strip_webp(buffer.getvalue())
-    image.save(buffer, "PNG", compress_level=3)
-    return metadata.strip_png(buffer.getvalue())
-
-
-def _to_plain(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(np.asarray(image).astype(np.uint16))
-    if image.mode in ("PA", "La", "RGBa"):
-        return image.convert("RGBA")
-    return _eight_bit(image).convert("RGB")

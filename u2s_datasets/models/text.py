@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
 from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter
-from u2s_datasets.models.windows import merge, windows
+from u2s_datasets.models.windows import STRICTER, Box, each, merge, windows
 from u2s_datasets.schema import TEXT, Region
 
 
@@ -50,13 +50,15 @@ class RapidOcr(Adapter):
         settings = {"Global.log_level": "critical", "Global.use_cls": False, "Global.max_side_len": 4096}
         return RapidOCR(params={**settings, "Det.limit_type": "max", "Det.limit_side_len": 4096})
 
-    def detect(self, images: list[np.ndarray]) -> list[list[Region]]:
-        """Lines of text of each image (HxWx3 uint8 RGB), in its own pixels, with what they say."""
-        return [self._detect(image) for image in images]
+    def detect(self, images: list[np.ndarray], areas: list[list[Box]] | None = None) -> list[list[Region]]:
+        """Lines of text of each image (HxWx3 uint8 RGB), in its own pixels, with what they say; only around `areas` if given."""
+        return [
+            self._detect(image, some) for image, some in zip(images, each(areas, len(images)), strict=True)
+        ]
 
-    def _detect(self, image: np.ndarray) -> list[Region]:
+    def _detect(self, image: np.ndarray, areas: list[Box] | None) -> list[Region]:
         bgr = np.ascontiguousarray(image[..., ::-1])
-        lines = self._find(bgr)
+        lines = self._find(bgr, areas)
         if not lines:
             return []
         from rapidocr.utils.process_img import get_rotate_crop_image
@@ -65,16 +67,18 @@ class RapidOcr(Adapter):
         found = []
         for line, text, score in zip(lines, readings.txts, readings.scores, strict=True):
             letters = sum(char.isalnum() for char in text)
-            read = letters >= self.min_length and score >= self.min_score
+            read = letters >= self.min_length and score >= self.min_score * (
+                1.0 if areas is None else STRICTER
+            )
             if read or line.score >= self.sure:
                 found.append(Region(line.box, TEXT, max(float(score), line.score), text if read else ""))
         return found
 
-    def _find(self, bgr: np.ndarray) -> dict[Region, np.ndarray]:
+    def _find(self, bgr: np.ndarray, areas: list[Box] | None) -> dict[Region, np.ndarray]:
         """Lines of text and their quadrangles (4x2 float32), each line once."""
-        height, width = bgr.shape[:2]
+        limits = [bgr.shape[1], bgr.shape[0]]
         quads: dict[Region, np.ndarray] = {}
-        for window in windows(bgr, self.size, self.min_text):
+        for window in windows(bgr, self.size, self.min_text, areas):
             part = window.cut(bgr)
             if min(part.shape[:2]) < 8:
                 continue
@@ -83,7 +87,7 @@ class RapidOcr(Adapter):
                 continue
             for quad, score in zip(result.boxes, result.scores, strict=True):
                 quad = np.asarray(quad, np.float32) / window.scale + [window.x0, window.y0]
-                quad = np.clip(quad, 0, [width, height]).astype(np.float32)
+                quad = np.clip(quad, 0, limits).astype(np.float32)
                 if np.ptp(quad, axis=0).min() >= 2:
                     box = (*map(float, quad.min(axis=0)), *map(float, quad.max(axis=0)))
                     quads[Region(box, TEXT, float(score))] = quad  # type: ignore[arg-type]

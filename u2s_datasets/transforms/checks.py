@@ -20,6 +20,8 @@ from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, FaceEmbedder
 from u2s_datasets.schema import CODE, FACE, TEXT, Region, regions_of
 
+APART = 0.25  # share of edited pixels under which a finding in the result is not the edit's own
+
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Limits:
@@ -59,8 +61,11 @@ def judge(
     embedder: FaceEmbedder | None,
     limits: Limits,
     redacted: bool,
-) -> tuple[dict[str, Any], str | None]:
-    """The checks of an edit and the reason why it fails, None where it passes.
+) -> None:
+    """Writes the checks of an edit into its case, and the reason why it fails, None where it passes.
+
+    A finding outside the regions is no failure of the edit: Inspect overlooked it. It joins the regions of the
+    case, and the row fails until it has been edited too.
 
     Args:
         case: the row; `case.edited` is the result, decoded from the bytes that would leave.
@@ -74,17 +79,19 @@ def judge(
         MissingExtra: rapidfuzz is not installed and there is text to compare.
     """
     assert case.edited is not None
+    case.checks, case.reason = {}, "the size changed"
     if case.edited.pixels.shape != case.photo.pixels.shape:
-        return {}, "the size changed"
+        return
     originals = regions_of(case.risk)
+    overlooked = [region for region in found if _is_apart(region, mask) and _counts(region)]
     faces, similarity = _faces(case, originals, found, embedder)
-    again = [region for region in found if region.kind == FACE]
+    again = [region for region in found if region.kind == FACE and region not in overlooked]
     if again and originals and (redacted or not limits.new_faces):
         faces = max(faces or 0, len(again))
     words, likeness = _words(case, originals, found, limits.word_ratio)
     inside, copied = _inside(case, originals, limits.min_change)
     outside = _outside(case, mask)
-    checks = {
+    case.checks = {
         "face_similarity": similarity,
         "faces_left": faces,
         "text_similarity": likeness,
@@ -96,13 +103,26 @@ def judge(
     failures = {
         "faces left": bool(faces),
         "words left": bool(words),
-        "codes left": bool(checks["codes_left"]),
+        "codes left": bool(case.checks["codes_left"]),
+        "overlooked before": bool(overlooked),
         "near copy": copied,
         "changed outside": outside > limits.max_outside,
         "metadata left": bool(case.edited.metadata),
     }
-    failed = [name for name, is_over in failures.items() if is_over]
-    return checks, ", ".join(failed) or None
+    case.reason = ", ".join(name for name, is_over in failures.items() if is_over) or None
+    case.risk = {**case.risk, "regions": [*case.risk["regions"], *(region.as_row() for region in overlooked)]}
+
+
+def _is_apart(region: Region, mask: np.ndarray) -> bool:
+    """Whether a finding lies mostly on untouched pixels; one made by the edit itself lies on edited ones."""
+    x0, y0, x1, y1 = region.box
+    part = mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
+    return bool(part.mean() < APART) if part.size else True
+
+
+def _counts(region: Region) -> bool:
+    """Whether a finding is sure enough to be edited: a line that can't be read may be a texture."""
+    return region.kind != TEXT or bool(region.text)
 
 
 def _faces(
@@ -191,5 +211,6 @@ def _outside(case: Case, mask: np.ndarray) -> float:
     outside = ~case.photo.editable_area(mask)
     if not outside.any():
         return 0.0
-    changed = (case.edited.pixels != case.photo.pixels).any(axis=2)
-    return float(changed[outside].mean())
+    differs = case.edited.pixels != case.photo.pixels
+    changed = (differs[..., 0] | differs[..., 1] | differs[..., 2]) & outside
+    return float(np.count_nonzero(changed) / np.count_nonzero(outside))

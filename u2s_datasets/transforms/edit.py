@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models import AnyEditor
-from u2s_datasets.models.base import SETTINGS, EditRequest
+from u2s_datasets.models.base import SETTINGS, EditRequest, parallel
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.schema import UNREADABLE, Region, regions_of
 from u2s_datasets.transforms.base import Batch, Transform
@@ -50,33 +50,31 @@ class Edit(Transform):
 
     def run(self, batch: Batch) -> Batch:
         """A `Photo` per row: the safe ones stripped, the unsafe ones edited, None for the unreadable."""
-        images, risks = batch[schema.IMAGE], batch[schema.RISK]
-        out: list[Photo | None] = [None] * len(images)
-        unsafe: dict[int, Photo] = {}
-        for index, (image, risk) in enumerate(zip(images, risks, strict=True)):
-            if UNREADABLE in risk["groups"]:
-                continue
-            photo = Photo.of(image, self.max_pixels)
-            if risk["unsafe"]:
-                unsafe[index] = photo
-            else:
-                out[index] = photo.published()
-        requests = [
-            EditRequest(
-                photo.pixels,
-                self.dilated(risks[index], photo),
-                instruction=_text(batch, schema.EDIT_INSTRUCTION, index),
-                public_caption=_text(batch, schema.PUBLIC_CAPTION, index),
-                private_caption=_text(batch, schema.PRIVATE_CAPTION, index),
-                seed=photo.seed(self.seed) ^ self.attempt,
-                attempt=self.attempt,
-            )
-            for index, photo in unsafe.items()
-        ]
+        risks = batch[schema.RISK]
+        photos = {
+            index: Photo.of(image, self.max_pixels)
+            for index, (image, risk) in enumerate(zip(batch[schema.IMAGE], risks, strict=True))
+            if UNREADABLE not in risk["groups"]
+        }
+        safe = [index for index in photos if not risks[index]["unsafe"]]
+        unsafe = [index for index in photos if risks[index]["unsafe"]]
+        requests = parallel(lambda index: self._request(batch, index, photos[index]), unsafe)
         edits = self.editor.edit(requests) if requests else []
-        for (index, photo), request, edited in zip(unsafe.items(), requests, edits, strict=True):
-            out[index] = self._composite(photo, request, edited)
-        return {schema.EDITED_IMAGE: out}
+        left = parallel(lambda index: photos[index].published(), safe)
+        edited = parallel(self._composite, [photos[index] for index in unsafe], requests, edits)
+        done = dict(zip([*safe, *unsafe], [*left, *edited], strict=True))
+        return {schema.EDITED_IMAGE: [done.get(index) for index in range(len(risks))]}
+
+    def _request(self, batch: Batch, index: int, photo: Photo) -> EditRequest:
+        return EditRequest(
+            photo.pixels,
+            self.dilated(batch[schema.RISK][index], photo),
+            instruction=_text(batch, schema.EDIT_INSTRUCTION, index),
+            public_caption=_text(batch, schema.PUBLIC_CAPTION, index),
+            private_caption=_text(batch, schema.PRIVATE_CAPTION, index),
+            seed=photo.seed(self.seed) ^ self.attempt,
+            attempt=self.attempt,
+        )
 
     def dilated(self, risk: dict[str, Any], photo: Photo) -> list[Region]:
         """The regions of a risk as the edit may touch them, in whole pixels inside the image.

@@ -30,6 +30,7 @@ from u2s_datasets.schema import METADATA, PRIVACY_GROUPS, REGION_KINDS, UNREADAB
 from u2s_datasets.transforms import answers
 from u2s_datasets.transforms.base import Batch, Transform, photos_of
 
+Box = tuple[float, float, float, float]
 Detectors = dict[str, AnyDetector | None]
 
 
@@ -156,16 +157,21 @@ def _decoded(photo: Photo | UnreadableImage) -> Photo | UnreadableImage:
         return error
 
 
-def detect(detectors: Detectors, photos: list[Photo]) -> list[list[Region]]:
-    """What the detectors find in all views of each photo."""
+def detect(
+    detectors: Detectors, photos: list[Photo], areas: list[list[Box]] | None = None
+) -> list[list[Region]]:
+    """What the detectors find in all views of each photo, only around its `areas` if given."""
     found: list[list[Region]] = [[] for _ in photos]
     active = [detector for detector in detectors.values() if detector is not None]
     if not active:
         return found
     views = [(index, view) for index, photo in enumerate(photos) for view in photo.views]
+    shown = None if areas is None else [areas[index] for index, _ in views]
     for detector in active:
         if views:
-            for (index, _), regions in zip(views, detector.detect([view for _, view in views]), strict=True):
+            for (index, _), regions in zip(
+                views, detector.detect([view for _, view in views], shown), strict=True
+            ):
                 found[index] += [region for region in regions if region not in found[index]]
     return found
 

@@ -3,7 +3,7 @@
 The published bytes themselves are inspected again and compared with the original: an identity found again,
 a word read again, a code that decodes, an edit that changed nothing inside its regions, a pixel changed
 outside, metadata. A row that fails is edited again with the next seed, then more strongly, then redacted,
-then withheld.
+then withheld. What the judges find and Inspect had not joins the row's regions and is edited with them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models import AnyFaceEmbedder
-from u2s_datasets.models.base import SETTINGS
+from u2s_datasets.models.base import SETTINGS, parallel
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.faces import DlibFaceEmbedder
 from u2s_datasets.schema import UNREADABLE, Status
@@ -33,7 +33,8 @@ class Verify(Transform):
 
     Attributes:
         detectors: the judges; inside an Anonymizer null means those of Inspect.
-        face_embedder: tells whether two faces are one person; null trusts the detectors alone.
+        face_embedder: tells whether two faces are one person; null trusts the detectors alone. Not asked about
+            faces that a redactor reduced to a few cells.
         edit: makes further attempts; inside an Anonymizer null means its Edit.
         redactor: the last resort.
         retries: attempts with the editor after the first.
@@ -51,13 +52,14 @@ class Verify(Transform):
     limits: Limits = Field(default_factory=Limits)
 
     needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.RISK, schema.EDITED_IMAGE)
-    adds: ClassVar[tuple[str, ...]] = (schema.EDITED_IMAGE, schema.AUDIT)
+    adds: ClassVar[tuple[str, ...]] = (schema.RISK, schema.EDITED_IMAGE, schema.AUDIT)
 
     def run(self, batch: Batch) -> Batch:
         """The verified image and the audit of every row."""
         rows = len(batch[schema.IMAGE])
         cases: dict[int, Case] = {}
         out: Batch = {schema.EDITED_IMAGE: [None] * rows, schema.AUDIT: [None] * rows}
+        out[schema.RISK] = list(batch[schema.RISK])
         for index in range(rows):
             risk, edited = batch[schema.RISK][index], batch[schema.EDITED_IMAGE][index]
             if UNREADABLE in risk["groups"]:
@@ -76,7 +78,8 @@ class Verify(Transform):
 
     def failed(self, row: dict[str, Any], reason: str) -> dict[str, Any]:
         """A row that could not be verified is withheld."""
-        return {schema.EDITED_IMAGE: None, schema.AUDIT: audit(Status.WITHHELD, reason=reason)}
+        withheld = audit(Status.WITHHELD, reason=reason)
+        return {schema.RISK: row[schema.RISK], schema.EDITED_IMAGE: None, schema.AUDIT: withheld}
 
     def _settle_safe(self, out: Batch, index: int, edited: Any) -> None:
         photo = None if edited is None else Photo.of(edited, self.max_pixels)
@@ -94,18 +97,14 @@ class Verify(Transform):
         for attempts, edit in enumerate(ladder, start=1):
             if attempts > 1:
                 _edit_again(edit, pending, batch)
-            shown = {index: case for index, case in pending.items() if case.edited is not None}
-            found = detect(detectors, [case.edited for case in shown.values() if case.edited])
+            self._judge(detectors, edit, [case for case in pending.values() if case.edited is not None])
             redacted = isinstance(edit.editor, Redactor)
-            for case, regions in zip(shown.values(), found, strict=True):
-                case.checks, case.reason = judge(
-                    case, regions, edit.mask(case.risk, case.photo), self.face_embedder, self.limits, redacted
-                )
             for index, case in list(pending.items()):
                 done = case.edited is not None and case.reason is None
                 if done or attempts == len(ladder):
                     status = Status.WITHHELD if not done else Status.REDACTED if redacted else Status.EDITED
                     out[schema.EDITED_IMAGE][index] = case.edited if done else None
+                    out[schema.RISK][index] = case.risk
                     out[schema.AUDIT][index] = audit(
                         status,
                         attempts,
@@ -117,6 +116,31 @@ class Verify(Transform):
                     del pending[index]
             if not pending:
                 return
+
+    def _judge(self, detectors: Detectors, edit: Edit, cases: list[Case]) -> None:
+        """Writes the checks and the reason into each case.
+
+        Where only regions were edited it is enough to look around them: `judge` proves that all other pixels
+        are the original's, which have been inspected.
+        """
+        masks = [edit.mask(case.risk, case.photo) for case in cases]
+        redacted = isinstance(edit.editor, Redactor)
+        # A few noisy cells can't be recognised, so a redacted face need not be compared, only not be found.
+        skip = isinstance(edit.editor, Redactor) and not edit.editor.keeps_identity
+        embedder = None if skip else self.face_embedder
+        for whole in (True, False):
+            chosen = [i for i, mask in enumerate(masks) if bool(mask.all()) == whole]
+            photos = [case.edited for case in (cases[i] for i in chosen) if case.edited is not None]
+            areas = (
+                None
+                if whole
+                else [[r.box for r in edit.dilated(cases[i].risk, cases[i].photo)] for i in chosen]
+            )
+            found = dict(zip(chosen, detect(detectors, photos, areas), strict=True))
+            parallel(
+                lambda i, found=found: judge(cases[i], found[i], masks[i], embedder, self.limits, redacted),
+                chosen,
+            )
 
     def _ladder(self) -> list[Edit]:
         """The edits in the order in which they are tried, the one that Edit already made first."""
@@ -130,9 +154,9 @@ class Verify(Transform):
 
 
 def _edit_again(edit: Edit, pending: dict[int, Case], batch: Batch) -> None:
-    names = [schema.IMAGE, schema.RISK, *(name for name in Edit.texts if name in batch)]
-    again = {name: [batch[name][index] for index in pending] for name in names}
+    again = {name: [batch[name][index] for index in pending] for name in Edit.texts if name in batch}
     again[schema.IMAGE] = [case.photo for case in pending.values()]
+    again[schema.RISK] = [case.risk for case in pending.values()]
     edited = edit.process(again)[schema.EDITED_IMAGE]
     for case, photo in zip(pending.values(), edited, strict=True):
         case.edited = photo

@@ -42,6 +42,11 @@ class Redactor(Adapter):
     cells: int = Field(default=4, ge=1, le=8)
     noise: float = Field(default=8.0, ge=0)
 
+    @property
+    def keeps_identity(self) -> bool:
+        """Whether so much of a face stays that a recognition network might know it: more than 4 x 4 cells."""
+        return self.cells > 4
+
     def load(self) -> None:
         """Nothing to load but OpenCV, which must be there."""
         try:
