@@ -18,7 +18,7 @@ from u2s_datasets.models.base import user
 from u2s_datasets.models.chat import TransformersChat
 
 GOAL = 2.0
-ROWS, ROUNDS, BATCH = 64, 2, 16
+ROWS, ROUNDS, BATCH = 128, 3, 16
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 LARGE = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}
 LONGEST = 300

@@ -111,6 +111,9 @@ GOOD = "Two people stand beside a table in a market with fruit in boxes."
     ("A young woman stands beside a table.", "gender"),
     ('A sign says "open".', "quotes"),
     ("Two people from the acme company.", "names"),
+    ("Maria reads a sheet of paper.", "names"),
+    ("A person near the Ångström bakery reads.", "names"),
+    ("A person near 北京 reads.", "names"),
 ])  # fmt: skip
 def test_a_public_caption_is_checked(public, reason):
     private = "Maria and a friend from Acme stand beside a table in a market."

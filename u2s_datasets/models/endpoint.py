@@ -25,7 +25,8 @@ from u2s_datasets.models.base import SETTINGS, Adapter, Conversation
 logger = logging.getLogger(__name__)
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-REFUSED = {401, 403, 404}
+REFUSED = {301, 302, 303, 307, 308, 401, 403, 404}  # a redirect would carry the pictures elsewhere
+UNPROCESSABLE = {400, 422}
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -60,11 +61,17 @@ class EndpointChat(Adapter):
     json_schema: bool = True
 
     def load(self) -> Any:
-        """The client."""
+        """The client.
+
+        A server of one's own is asked directly: the Hub's client refuses every request in offline mode, and
+        would follow a redirect with the pictures in hand.
+        """
+        if self.base_url:
+            import httpx2
+
+            return httpx2.Client(timeout=self.timeout, follow_redirects=False)
         from huggingface_hub import InferenceClient
 
-        if self.base_url:
-            return InferenceClient(base_url=self.base_url, timeout=self.timeout)
         return InferenceClient(model=self.model, provider=self.provider, timeout=self.timeout)  # type: ignore[arg-type]
 
     def generate(
@@ -109,25 +116,50 @@ class EndpointChat(Adapter):
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError
 
         try:
-            out = self.loaded.chat_completion(
-                messages, model=self.model, max_tokens=max_new_tokens, temperature=0.0, **options
-            )
-            content = out.choices[0].message.content
-            return (content, False) if isinstance(content, str) else (None, True)
+            content, status = self._post(messages, max_new_tokens, options), 200
         except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if status in REFUSED:
-                raise SetupError(
-                    f"the server answers {status} for the model {self.model!r}; check base_url, model and HF_TOKEN"
-                ) from None
-            logger.info("the server answered %s", status)
-            return None, status in PASSING
+            content, status = None, error.response.status_code if error.response is not None else 0
+        except _Refused as error:
+            content, status = None, error.status
         except (InferenceTimeoutError, HTTPError, OSError) as error:
             logger.info("a request failed: %s", type(error).__name__)
             return None, True
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             logger.info("the server's answer can't be read: %s", type(error).__name__)
             return None, True
+        if status == 200:
+            return (content, False) if isinstance(content, str) else (None, True)
+        if status in REFUSED:
+            raise SetupError(
+                f"the server answers {status} for the model {self.model!r}; check base_url, model and HF_TOKEN"
+            )
+        logger.info("the server answered %s", status)
+        if status in UNPROCESSABLE and options.pop("response_format", None):
+            # It may not know schemas; the parser checks the answer anyway.
+            return self._once(messages, max_new_tokens, options)
+        return None, status in PASSING
+
+    def _post(self, messages: list[dict[str, Any]], max_new_tokens: int, options: dict[str, Any]) -> Any:
+        if not self.base_url:
+            out = self.loaded.chat_completion(messages, max_tokens=max_new_tokens, temperature=0.0, **options)
+            return out.choices[0].message.content
+        from huggingface_hub import get_token
+
+        token = get_token()
+        response = self.loaded.post(
+            self.base_url.rstrip("/") + "/chat/completions",
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            json={
+                "model": self.model,
+                "messages": messages,
+                "max_tokens": max_new_tokens,
+                "temperature": 0.0,
+                **options,
+            },
+        )
+        if response.status_code != 200:
+            raise _Refused(response.status_code)
+        return response.json()["choices"][0]["message"]["content"]
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         parts = []
@@ -148,3 +180,11 @@ class EndpointChat(Adapter):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=95, subsampling=0)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+class _Refused(Exception):
+    """The server answered with another status than 200."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,15 @@ FUNCTION_WORDS = frozenset(
     """a an and are as at be behind beside between by down for from front has have her his if in inside into is it its
     left lower near next no not of off on one onto or out over right same that the their them there they this three to
     top two under up upper was with you your all for he she we me my""".split()
+)
+# Words that begin a sentence of a description. Any other capital is taken for a name: in doubt the caption goes.
+ORDINARY = frozenset(
+    """several many some few someone person people group crowd keep each every another other four five six seven
+    eight nine ten street road table room kitchen market shop photo picture image scene view close wide landscape
+    portrait square indoors outdoors inside outside background foreground behind above below there here it sitting
+    standing walking holding wearing looking various rows light dark red blue green yellow orange
+    brown grey gray large small long short open empty full wooden metal plain fruit food flowers trees cars
+    buildings water sky grass""".split()
 )
 # Words of identity that describe a mere colour or look where an instruction uses them.
 LOOKS = frozenset("black white old young".split())
@@ -160,6 +170,16 @@ def content_words(text: str) -> set[str]:
 
 
 def names(text: str) -> set[str]:
-    """Words that look like names, case-folded: capitals inside a sentence, or all capitals."""
-    found = re.findall(r"(?<![.!?:\"'\u201c]\s)(?<!^)\b([A-Z][\w'-]+)", text)
-    return {word.casefold() for word in found} - FUNCTION_WORDS
+    """Words that look like names, case-folded: capitalised, and no ordinary word at the start of a sentence.
+
+    Scripts other than Latin count as names: a description in the prompt's language has no need of them.
+    """
+    found = set()
+    for match in re.finditer(r"[^\W\d_][\w'-]*", text):
+        word = match[0].casefold()
+        if (
+            not word.isascii()
+            and not all("LATIN" in unicodedata.name(char, "") for char in word if char.isalpha())
+        ) or (match[0][0].isupper() and word not in FUNCTION_WORDS | ORDINARY):
+            found.add(word)
+    return found

@@ -92,9 +92,9 @@ class Instruct(Transform):
         if self.chat is not None:
             failed = self._ask(self.chat, texts, captions, drawn)
             self._ask(self.chat, texts, captions, failed)
-        combined = (
-            {index: f"{captions[index]} {text}" for index, text in texts.items()} if self.combine else {}
-        )
+        combined: dict[int, str] = {}
+        if self.combine:
+            combined = {index: _joined(captions[index], text) for index, text in texts.items()}
         if self.chat is not None and combined:
             self._combine(self.chat, combined, captions, texts)
         rows = range(len(captions))
@@ -146,6 +146,12 @@ class Instruct(Transform):
                 combined[index] = text
 
 
+def _joined(caption: str, instruction: str) -> str:
+    """The instruction, with as much of the caption before it as fits."""
+    said = instruction.split()
+    return " ".join([*caption.split()[: MAX_COMBINED - 1 - len(said)], *said])
+
+
 def read_changes(answer: str) -> list[Change]:
     """The changes in a model's answer: a JSON list, or lines of the form "target: new look".
 
@@ -160,7 +166,7 @@ def read_changes(answer: str) -> list[Change]:
         r"^[\s\-*\d.]*([^:\n\[\]{}]{2,60}):\s*([^:\n\[\]{}]{2,120})$", answer, re.MULTILINE
     )
     changes = [
-        Change(" ".join(target.split()), " ".join(look.split()).rstrip(" .;,"))
+        Change(" ".join(target.split()).strip(" *_`"), " ".join(look.split()).strip(" *_`.;,"))
         for target, look in pairs
         if isinstance(target, str) and isinstance(look, str) and target.strip() and look.strip(" .;,")
     ]
