@@ -84,9 +84,12 @@ def _vispr(source: Source, folder: Path) -> list[bool]:
             if file is None:
                 raise UsageError("a photograph has no VISPR annotation; the file names must match")
             try:
-                found.append(SAFE_LABEL not in json.loads(file.read_text("utf-8"))["labels"])
-            except (ValueError, KeyError, TypeError) as error:
+                labels = json.loads(file.read_text("utf-8"))["labels"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UsageError("a VISPR annotation has no list of labels") from error
+            if not isinstance(labels, list):
+                raise UsageError("a VISPR annotation has no list of labels")
+            found.append(SAFE_LABEL not in labels)
     return found
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 YES, NO = {"yes", "true", "1"}, {"no", "false", "0"}
 UNSAFE = "unsafe"
+_QUOTES = "\"'\u201c\u201d`*"
+_QUOTE = f"[{_QUOTES}]"
 # Words of apparent gender, age, origin and belief: they have no place in a public text.
 IDENTITY = frozenset(
     """man men woman women boy boys girl girls male female lady ladies gentleman guy guys mother father mom dad son
@@ -39,15 +41,25 @@ ORDINARY = frozenset(
 )
 # Words of identity that describe a mere colour or look where an instruction uses them.
 LOOKS = frozenset("black white old young".split())
-LAYOUT = frozenset("remove delete erase move add crop rotate resize flip zoom".split())
+LAYOUT = frozenset(
+    """remove removes removed delete deleted erase erased move moves moved add adds added crop cropped rotate rotated
+    resize resized flip flipped zoom zoomed gone""".split()
+)
+FRAME = frozenset("keep layout becomes".split())  # the words around the changes in a rendered instruction
 
 
 def flag(text: str, key: str) -> bool | None:
-    """What an answer says about a key: True, False, or None where it is missing, doubtful or contradictory."""
-    pattern = rf"""["'\u201c\u201d`*]*\b{re.escape(key)}\b["'\u201c\u201d`*]*\s*[:=]\s*["'\u201c\u201d`*]*([^\s"'\u201c\u201d`*,}};]*)"""
-    said = {value.casefold().rstrip(".!") for value in re.findall(pattern, text, re.IGNORECASE)}
-    if said and said <= YES:
-        return True
+    """What an answer says about a key: True, False, or None where it is missing or doubtful."""
+    # A quoted value is what stands in the quotes; an unquoted one goes on to the next comma or line, so that
+    # "no idea" is not "no".
+    value = rf"{_QUOTE}([^{_QUOTES}\n]*){_QUOTE}|([^,}};{_QUOTES}\n]*)"
+    pattern = rf"{_QUOTE}*\b{re.escape(key)}\b{_QUOTE}*\s*[:=]\s*(?:{value})"
+    said = {
+        (quoted or bare).strip().casefold().rstrip(".!*")
+        for quoted, bare in re.findall(pattern, text, re.IGNORECASE)
+    }
+    if said & YES:
+        return True  # also where it says no elsewhere
     return False if said and said <= NO else None
 
 
@@ -147,11 +159,12 @@ def public_problems(public: str, private: str, read: Iterable[str], items: Itera
     return [reason for reason, is_so in problems.items() if is_so]
 
 
-def instruction_problems(instruction: str, public: str, max_words: int) -> list[str]:
+def instruction_problems(instruction: str, public: str, max_words: int, looks: str = "") -> list[str]:
     """Why an instruction may not be used, as reasons that carry no content; [] where it may.
 
     It is written from the public caption, so names and numbers that are not there were made up; words of
-    identity are refused; "remove", "move" and the like would change the layout.
+    identity are refused; "remove", "move" and the like would change the layout; the words of the caption
+    alone would change nothing. `looks` are what the model was told to use.
     """
     said = content_words(instruction)
     problems = {
@@ -159,7 +172,8 @@ def instruction_problems(instruction: str, public: str, max_words: int) -> list[
         f"it has more than {max_words} words": len(instruction.split()) > max_words,
         "it tells gender, origin or belief": bool(said & (IDENTITY - LOOKS)),
         "it changes the layout": bool(said & LAYOUT),
-        "it names someone or something": bool(names(instruction) - content_words(public)),
+        "it names someone or something": bool(names(instruction) - content_words(f"{public} {looks}")),
+        "it changes nothing": said - FRAME <= content_words(public),
     }
     return [reason for reason, is_so in problems.items() if is_so]
 

@@ -115,6 +115,8 @@ class Caption(Transform):
             public = answers.read_text(text, schema.PUBLIC_CAPTION)
             evidence = evidence_of(row.risk)
             read = [*evidence.get("text", []), *evidence.get("codes", [])]
+            if row.name and not self.class_name:
+                read.append(row.name.replace("_", " "))
             row.problems = answers.public_problems(public, private, read, answers.read_items(text))
             if private:
                 row.private = _limited(private, self.max_words)

@@ -30,6 +30,8 @@ from u2s_datasets.schema import METADATA, PRIVACY_GROUPS, REGION_KINDS, UNREADAB
 from u2s_datasets.transforms import answers
 from u2s_datasets.transforms.base import Batch, Transform, photos_of
 
+# A greedy model asked the same again would answer the same.
+UNCLEAR = "\n\nYour last answer was unclear or incomplete. Give every key, and nothing but the JSON object."
 Box = tuple[float, float, float, float]
 Detectors = dict[str, AnyDetector | None]
 
@@ -97,20 +99,20 @@ class Inspect(Transform):
         text = prompt(
             "inspect",
             points="\n".join(f"- {name}: {about}" for name, about in self.criteria.items()),
-            keys=json.dumps(dict.fromkeys(keys, "...")),
+            keys=json.dumps(dict.fromkeys(keys, "..."), ensure_ascii=False),
         )
         value = {"type": "string", "enum": ["yes", "no", "unsure"]}
         form = {"type": "object", "properties": dict.fromkeys(keys, value), "required": keys}
 
-        def ask(some: list[Photo]) -> list[dict[str, bool | None] | None]:
+        def ask(some: list[Photo], more: str = "") -> list[dict[str, bool | None] | None]:
             # Every view is shown: transparency can hide a picture from one of them.
-            talks = [[user(text, *photo.views)] for photo in some]
+            talks = [[user(text + more, *photo.views)] for photo in some]
             said = chat.generate(talks, self.max_new_tokens, form)
             return [None if answer is None else answers.flags(answer, keys) for answer in said]
 
         first = ask(photos)
         again = [i for i, found in enumerate(first) if found is not None and not answers.is_clear(found)]
-        second = dict(zip(again, ask([photos[i] for i in again]), strict=True)) if again else {}
+        second = dict(zip(again, ask([photos[i] for i in again], UNCLEAR), strict=True)) if again else {}
         return [
             None if found is None else answers.combine(found, second.get(index))
             for index, found in enumerate(first)

@@ -90,8 +90,9 @@ class Instruct(Transform):
         }
         texts = {index: render(changes, self.max_words) for index, changes in drawn.items()}
         if self.chat is not None:
-            failed = self._ask(self.chat, texts, captions, drawn)
-            self._ask(self.chat, texts, captions, failed)
+            problems: dict[int, list[str]] = {index: [] for index in drawn}
+            for _ in range(2):
+                problems = self._ask(self.chat, texts, captions, drawn, problems)
         combined: dict[int, str] = {}
         if self.combine:
             combined = {index: _joined(captions[index], text) for index, text in texts.items()}
@@ -104,32 +105,32 @@ class Instruct(Transform):
         }
 
     def _ask(
-        self, chat: ChatModel, texts: dict[int, str], captions: list[str], rows: dict[int, list[Change]]
-    ) -> dict[int, list[Change]]:
-        """Takes the model's instructions where they hold; returns the rows whose does not."""
-        if not rows:
+        self,
+        chat: ChatModel,
+        texts: dict[int, str],
+        captions: list[str],
+        drawn: dict[int, list[Change]],
+        problems: dict[int, list[str]],
+    ) -> dict[int, list[str]]:
+        """Asks for the rows in `problems`, takes the instructions that hold, and returns why the others don't."""
+        if not problems:
             return {}
-        talks = [
-            [
-                user(
-                    prompt(
-                        "instruct",
-                        caption=captions[i],
-                        looks="; ".join(f"{c.target}: {c.look}" for c in changes),
-                    )
-                )
-            ]
-            for i, changes in rows.items()
-        ]
+        talks = []
+        for index, reasons in problems.items():
+            looks = "; ".join(f"{change.target}: {change.look}" for change in drawn[index])
+            again = f"\n\nYour last answer can't be used: {'; '.join(reasons)}." if reasons else ""
+            talks.append([user(prompt("instruct", caption=captions[index], looks=looks) + again)])
         failed = {}
-        for (index, changes), answer in zip(
-            rows.items(), chat.generate(talks, self.max_new_tokens, FORM), strict=True
-        ):
-            text = render(read_changes(answer or ""), self.max_words)
-            if answers.instruction_problems(text, captions[index], self.max_words) or not read_changes(
-                answer or ""
-            ):
-                failed[index] = changes
+        said = chat.generate(talks, self.max_new_tokens, FORM)
+        for index, answer in zip(list(problems), said, strict=True):
+            changes = read_changes(answer or "")
+            text = render(changes, self.max_words)
+            looks = " ".join(change.look for change in drawn[index])
+            reasons = answers.instruction_problems(text, captions[index], self.max_words, looks)
+            if not changes:
+                reasons = ["it is no list of changes"]
+            if reasons:
+                failed[index] = reasons
             else:
                 texts[index] = text
         return failed
@@ -141,8 +142,10 @@ class Instruct(Transform):
         said = chat.generate(talks, self.max_new_tokens)
         for index, answer in zip(list(combined), said, strict=True):
             text = " ".join((answer or "").split())
-            known = answers.names(captions[index]) | answers.names(texts[index])
-            if text and len(text.split()) < MAX_COMBINED and answers.names(text) <= known:
+            given = f"{captions[index]} {texts[index]}"
+            secret = answers.names(text) | (answers.content_words(text) & answers.IDENTITY)
+            known = answers.names(given) | answers.content_words(given)
+            if text and len(text.split()) < MAX_COMBINED and secret <= known:
                 combined[index] = text
 
 
@@ -170,7 +173,7 @@ def read_changes(answer: str) -> list[Change]:
         for target, look in pairs
         if isinstance(target, str) and isinstance(look, str) and target.strip() and look.strip(" .;,")
     ]
-    return changes[:MAX_CHANGES]
+    return list(dict.fromkeys(changes))[:MAX_CHANGES]
 
 
 def draw_changes(caption: str, seed: int) -> list[Change]:
