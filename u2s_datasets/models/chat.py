@@ -23,6 +23,8 @@ from u2s_datasets.models.base import SETTINGS, Adapter, Conversation
 logger = logging.getLogger(__name__)
 
 FIRST_BUDGET = 48  # new tokens of the first stage; each further one has four times as many
+# model -> the commit that was loaded, for the record of a run
+revisions: dict[str, str] = {}
 _fitting: dict[str, int] = {}  # an adapter's settings -> the batch that last fitted into memory
 
 
@@ -83,6 +85,7 @@ class TransformersChat(Adapter):
             ) from error
         except (OSError, ValueError, KeyError) as error:
             raise SetupError(f"the chat model {self.model!r} can't be loaded: {error}") from error
+        revisions[self.model] = getattr(model.config, "_commit_hash", None) or self.revision or "no revision"
         tokenizer = getattr(reader, "tokenizer", reader)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

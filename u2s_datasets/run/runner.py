@@ -25,12 +25,14 @@ import u2s_datasets
 from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
+from u2s_datasets.models.chat import revisions
 from u2s_datasets.run.source import Source
 from u2s_datasets.schema import Status
 from u2s_datasets.transforms.anonymize import Anonymizer
 from u2s_datasets.transforms.base import class_names
 
 SETTINGS_FILE = "settings.yaml"
+REVISIONS_FILE = "revisions.yaml"
 SETTINGS_HEAD = (
     "# Settings of a u2s-datasets run. This folder is PRIVATE: its private_caption and risk columns say what\n"
     "# was hidden. Publish its release view, never the folder itself.\n"
@@ -110,6 +112,7 @@ def run(
             on_rows(shard.stop - shard.start)
         else:
             _write(shard, source, anonymizer, batch_size, summary.seconds, on_rows)
+            _record_revisions(out)
         _count(shard, summary)
     return summary
 
@@ -162,6 +165,15 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
         raise UsageError(
             f"the output folder holds another run ({shown}). Give the same settings to continue it, or another --out"
         )
+
+
+def _record_revisions(out: Path) -> None:
+    """Adds the commits of the chat models that have been loaded to a file beside the settings."""
+    file = out / REVISIONS_FILE
+    there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
+    if now := {name: commit for name, commit in revisions.items() if there.get(name) != commit}:
+        with _renamed(file) as temporary:
+            temporary.write_text(yaml.safe_dump({**there, **now}), "utf-8")
 
 
 def output_features(source: Source) -> Features:
