@@ -53,6 +53,8 @@ def test_a_second_answer_can_clear_doubt_but_not_a_yes():
     assert is_safe("I can't tell.", SAFE)
     assert not is_safe(UNSAFE[:-15], SAFE), "a yes in the first answer stays"
     assert not is_safe("I can't tell.", "really can't")
+    wordy = UNSAFE.replace('"yes"', '"yes, two faces"').replace('"health": "no"', '"health": "?"')
+    assert not is_safe(wordy, SAFE), "a yes with words behind it is a yes"
 
 
 def mutate(text: str, draw: random.Random) -> str:

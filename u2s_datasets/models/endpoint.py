@@ -14,6 +14,7 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field
@@ -60,6 +61,19 @@ class EndpointChat(Adapter):
     image_side: int = Field(default=896, ge=0)
     json_schema: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuses an address that no request can reach, or that holds a secret.
+
+        Raises:
+            ValueError: no http or https, or a user name or password in it.
+        """
+        if self.base_url is not None:
+            parts = urlsplit(self.base_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+                raise ValueError(
+                    "base_url is such as http://localhost:8000/v1, without user name or password"
+                )
+
     def load(self) -> Any:
         """The client.
 
@@ -69,7 +83,11 @@ class EndpointChat(Adapter):
         if self.base_url:
             import httpx2
 
-            return httpx2.Client(timeout=self.timeout, follow_redirects=False)
+            return httpx2.Client(
+                timeout=self.timeout,
+                follow_redirects=False,
+                limits=httpx2.Limits(max_connections=self.concurrency),  # 100 otherwise
+            )
         from huggingface_hub import InferenceClient
 
         return InferenceClient(model=self.model, provider=self.provider, timeout=self.timeout)  # type: ignore[arg-type]
@@ -88,10 +106,21 @@ class EndpointChat(Adapter):
             schema: a JSON schema that the server is asked to enforce.
 
         Raises:
-            SetupError: the server refuses the token or does not know the model.
+            SetupError: the server refuses the token or does not know the model, or there is none to ask.
         """
+        self._check()
         with ThreadPoolExecutor(min(self.concurrency, max(1, len(conversations)))) as pool:
             return list(pool.map(lambda talk: self._ask(talk, max_new_tokens, schema), conversations))
+
+    def _check(self) -> None:
+        """Stops the run over what would fail for every row, instead of withholding them all."""
+        from huggingface_hub import get_token, is_offline_mode
+
+        if self.base_url is None and (is_offline_mode() or not get_token()):
+            raise SetupError(
+                "inference providers need the network and a token: unset HF_HUB_OFFLINE and set HF_TOKEN, "
+                "or set base_url to a server of your own"
+            )
 
     def _ask(self, talk: Conversation, max_new_tokens: int, schema: dict[str, Any] | None) -> str | None:
         options: dict[str, Any] = {}

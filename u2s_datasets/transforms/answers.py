@@ -37,7 +37,8 @@ ORDINARY = frozenset(
     portrait square indoors outdoors inside outside background foreground behind above below there here it sitting
     standing walking holding wearing looking various rows light dark red blue green yellow orange
     brown grey gray large small long short open empty full wooden metal plain fruit food flowers trees cars
-    buildings water sky grass""".split()
+    buildings water sky grass child children individual individuals adult adults figure figures spectators
+    sunlight""".split()
 )
 # Words of identity that describe a mere colour or look where an instruction uses them.
 LOOKS = frozenset("black white old young".split())
@@ -58,8 +59,8 @@ def flag(text: str, key: str) -> bool | None:
         (quoted or bare).strip().casefold().rstrip(".!*")
         for quoted, bare in re.findall(pattern, text, re.IGNORECASE)
     }
-    if said & YES:
-        return True  # also where it says no elsewhere
+    if any(re.match(rf"(?:{'|'.join(YES)})\b", value) for value in said):
+        return True  # also with more behind it, and where it says no elsewhere
     return False if said and said <= NO else None
 
 
