@@ -1,48 +1,19 @@
-"""The command line: parses, calls, prints. No logic."""
+"""`u2s anonymize`, `u2s inspect` and `u2s demo`."""
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from u2s_datasets import __version__, config
-from u2s_datasets.errors import U2SError
-
-app = typer.Typer(
-    name="u2s",
-    help="Turns image datasets that expose people into datasets that are safe to publish.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-PresetOption = Annotated[str, typer.Option(help="A preset (see `u2s presets`) or a YAML file of settings.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting; may be repeated.")
-]
-CriteriaOption = Annotated[
-    Path | None, typer.Option(help="YAML of points to inspect for (name: description), for a chat model.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-readable summary line.")]
-
-
-@app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False) -> None:
-    """Options that stand before a command."""
-    if version:
-        print(__version__)
-        raise typer.Exit
+from u2s_datasets import config
+from u2s_datasets.cli.common import CriteriaOption, JsonOption, PresetOption, SetOption, errors, progress
+from u2s_datasets.cli.main import app
 
 
 @app.command()
@@ -63,7 +34,7 @@ def anonymize(
     as_json: JsonOption = False,
 ) -> None:
     """Anonymizes a dataset into a Parquet dataset with an audit of every row."""
-    with _errors():
+    with errors():
         from u2s_datasets.run.source import open_source
         from u2s_datasets.transforms.anonymize import load_preset
 
@@ -91,7 +62,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Inspects a dataset without changing it; with labels, scores the privacy flag."""
-    with _errors():
+    with errors():
         from u2s_datasets.run import flag
         from u2s_datasets.run.source import open_source
         from u2s_datasets.transforms.anonymize import load_preset
@@ -99,7 +70,7 @@ def inspect(
         anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
         opened = open_source(source, split, image_column, None, limit)
         labelled = flag.labels_of(opened, labels) if labels else None
-        with _progress(sum(len(data) for data in opened.splits.values())) as advance:
+        with progress(sum(len(data) for data in opened.splits.values())) as advance:
             risks = flag.inspect_source(opened, anonymizer.steps[0], on_rows=advance)
         found = flag.summary(risks)
         if labelled is not None:
@@ -132,7 +103,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Runs the whole path on real photographs, offline."""
-    with _errors():
+    with errors():
         from u2s_datasets.run import demo as demo_
         from u2s_datasets.run.source import open_source
         from u2s_datasets.transforms.anonymize import load_preset
@@ -148,47 +119,6 @@ def demo(
         _report(summary, out / "safe", as_json)
 
 
-@app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Shows versions, devices and which preset can run here."""
-    with _errors():
-        from u2s_datasets import doctor as doctor_
-
-        found: dict[str, Any] = {
-            "versions": doctor_.versions(),
-            "devices": doctor_.devices(),
-            "presets": doctor_.presets(),
-        }
-        if as_json:
-            print(json.dumps(found))
-            return
-        for name, version in found["versions"].items():
-            print(f"{name:28}{version or 'not installed'}")
-        print("devices: " + "; ".join(found["devices"]))
-        for row in found["presets"]:
-            print(
-                f"preset {row['name']}: "
-                + ("can run" if not row["missing"] else "lacks " + ", ".join(row["missing"]))
-            )
-            if row["install"]:
-                print(f"  {row['install']}")
-
-
-@app.command()
-def presets(
-    name: Annotated[str | None, typer.Argument(help="Prints all settings of this preset.")] = None,
-) -> None:
-    """Lists the presets, or every setting of one."""
-    with _errors():
-        if name is None:
-            for preset in config.preset_names():
-                print(f"{preset}: {config.describe_preset(preset).get('summary', '')}")
-            return
-        from u2s_datasets.transforms.anonymize import load_preset
-
-        print(yaml.safe_dump(load_preset(name).settings(), sort_keys=False), end="")
-
-
 def _run(source: Any, anonymizer: Any, out: Path, shard_size: int, batch_size: int) -> Any:
     from u2s_datasets.run import runner
 
@@ -196,7 +126,7 @@ def _run(source: Any, anonymizer: Any, out: Path, shard_size: int, batch_size: i
         print(f"note: {note}", file=sys.stderr)
     total = sum(len(data) for data in source.splits.values())
     try:
-        with _progress(total) as advance:
+        with progress(total) as advance:
             return runner.run(source, anonymizer, out, shard_size, batch_size, advance)
     except KeyboardInterrupt:
         shards = runner.shards_of(source, out, shard_size)
@@ -207,14 +137,6 @@ def _run(source: Any, anonymizer: Any, out: Path, shard_size: int, batch_size: i
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=total)
-        yield lambda rows: progress.advance(task, rows)
 
 
 def _report(summary: Any, out: Path, as_json: bool) -> None:
@@ -238,19 +160,3 @@ def _report(summary: Any, out: Path, as_json: bool) -> None:
     )
     counts = " · ".join(f"{rows} {status}" for status, rows in summary.statuses.items())
     print(f"{summary.rows} rows: {counts}")
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        yield
-    except U2SError as error:
-        print(f"u2s: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-if __name__ == "__main__":
-    app()
