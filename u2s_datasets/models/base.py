@@ -39,6 +39,8 @@ def user(text: str, *images: np.ndarray) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": text}, *pictures]}
 
 
+# model -> the commit that was loaded, for the record of a run
+revisions: dict[str, str] = {}
 _loaded: dict[tuple[int, str], Any] = {}
 _lock = threading.RLock()
 
@@ -120,7 +122,8 @@ class EditRequest:
     Attributes:
         pixels: HxWx3 uint8 RGB, upright.
         regions: what is sensitive, already dilated; empty means the whole image.
-        instruction: the edit instruction. public_caption, private_caption: the captions; may be empty.
+        instruction: the edit instruction. public_caption, private_caption: the captions. combined_caption: the
+            public caption with the instruction worked in, for an editor that takes one text. All may be empty.
         seed: of this image and attempt.
         attempt: 0 first; after a failed verification 1, 2 ... An editor turns it into strength.
     """
@@ -130,6 +133,7 @@ class EditRequest:
     instruction: str = ""
     public_caption: str = ""
     private_caption: str = ""
+    combined_caption: str = ""
     seed: int = 0
     attempt: int = 0
 
@@ -141,8 +145,8 @@ class Editor(Protocol):
     def kind(self) -> str:
         """The name of the adapter in settings and audits."""
 
-    def edit(self, requests: list[EditRequest]) -> list[np.ndarray]:
-        """One HxWx3 uint8 RGB image per request, of the request's own size."""
+    def edit(self, requests: list[EditRequest]) -> list[np.ndarray | None]:
+        """One HxWx3 uint8 RGB image per request, of the request's own size; None where the edit failed."""
 
 
 def parallel(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:

@@ -18,13 +18,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra, SetupError
-from u2s_datasets.models.base import SETTINGS, Adapter, Conversation
+from u2s_datasets.models.base import SETTINGS, Adapter, Conversation, revisions
 
 logger = logging.getLogger(__name__)
 
 FIRST_BUDGET = 48  # new tokens of the first stage; each further one has four times as many
-# model -> the commit that was loaded, for the record of a run
-revisions: dict[str, str] = {}
 _fitting: dict[str, int] = {}  # an adapter's settings -> the batch that last fitted into memory
 
 

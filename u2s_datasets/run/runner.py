@@ -25,7 +25,7 @@ import u2s_datasets
 from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
-from u2s_datasets.models.chat import revisions
+from u2s_datasets.models.base import revisions
 from u2s_datasets.run.source import Source
 from u2s_datasets.schema import Status
 from u2s_datasets.transforms.anonymize import Anonymizer

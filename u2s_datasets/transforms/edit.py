@@ -7,6 +7,7 @@ without regions edits the whole image. A safe image leaves as it is, without met
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.schema import UNREADABLE, Region, regions_of
 from u2s_datasets.transforms.base import Batch, Transform
 
+CONTEXT = 0.5  # of the longer side of all regions together, that `zoom` shows around them
+
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Edit(Transform):
@@ -31,6 +34,8 @@ class Edit(Transform):
         composite: "regions" pastes the edit back inside the regions only; "full" takes the whole edit.
         dilate: growth of a region on each side, as a fraction of its shorter side.
         min_dilate: the least growth, in pixels.
+        zoom: shows the editor the surroundings of the regions instead of the whole photograph, so that small
+            regions are edited in detail. Only with `composite: regions`.
         attempt: 0 first; Verify asks again with 1, 2 ... for another seed and more strength.
     """
 
@@ -38,6 +43,7 @@ class Edit(Transform):
     composite: Literal["regions", "full"] = "regions"
     dilate: float = Field(default=0.25, ge=0, le=2)
     min_dilate: int = Field(default=6, ge=0)
+    zoom: bool = False
     attempt: int = Field(default=0, ge=0)
 
     needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.RISK)
@@ -46,10 +52,11 @@ class Edit(Transform):
         schema.EDIT_INSTRUCTION,
         schema.PUBLIC_CAPTION,
         schema.PRIVATE_CAPTION,
+        schema.COMBINED_CAPTION,
     )
 
     def run(self, batch: Batch) -> Batch:
-        """A `Photo` per row: the safe ones stripped, the unsafe ones edited, None for the unreadable."""
+        """A `Photo` per row: the safe ones stripped, the unsafe ones edited, None where that failed."""
         risks = batch[schema.RISK]
         photos = {
             index: Photo.of(image, self.max_pixels)
@@ -61,20 +68,35 @@ class Edit(Transform):
         requests = parallel(lambda index: self._request(batch, index, photos[index]), unsafe)
         edits = self.editor.edit(requests) if requests else []
         left = parallel(lambda index: photos[index].published(), safe)
-        edited = parallel(self._composite, [photos[index] for index in unsafe], requests, edits)
+        sources = ([photos[index] for index in unsafe], [risks[index] for index in unsafe])
+        edited = parallel(self._composite, *sources, edits)
         done = dict(zip([*safe, *unsafe], [*left, *edited], strict=True))
         return {schema.EDITED_IMAGE: [done.get(index) for index in range(len(risks))]}
 
     def _request(self, batch: Batch, index: int, photo: Photo) -> EditRequest:
+        regions = self.dilated(batch[schema.RISK][index], photo)
+        x0, y0, x1, y1 = self._window(regions, photo)
         return EditRequest(
-            photo.pixels,
-            self.dilated(batch[schema.RISK][index], photo),
+            photo.pixels[y0:y1, x0:x1],
+            [replace(region, box=_moved(region.box, -x0, -y0)) for region in regions],
             instruction=_text(batch, schema.EDIT_INSTRUCTION, index),
             public_caption=_text(batch, schema.PUBLIC_CAPTION, index),
             private_caption=_text(batch, schema.PRIVATE_CAPTION, index),
+            combined_caption=_text(batch, schema.COMBINED_CAPTION, index),
             seed=photo.seed(self.seed) ^ self.attempt,
             attempt=self.attempt,
         )
+
+    def _window(self, regions: list[Region], photo: Photo) -> tuple[int, int, int, int]:
+        """What the editor is shown (x0, y0, x1, y1): everything, or the surroundings of the regions."""
+        height, width = photo.pixels.shape[:2]
+        if not self.zoom or not regions or self.composite == "full":
+            return 0, 0, width, height
+        boxes = np.array([region.box for region in regions])
+        x0, y0 = boxes[:, :2].min(axis=0)
+        x1, y1 = boxes[:, 2:].max(axis=0)
+        x0, y0, x1, y1 = _grown((x0, y0, x1, y1), CONTEXT * max(x1 - x0, y1 - y0), height, width)
+        return int(x0), int(y0), int(x1), int(y1)
 
     def dilated(self, risk: dict[str, Any], photo: Photo) -> list[Region]:
         """The regions of a risk as the edit may touch them, in whole pixels inside the image.
@@ -85,7 +107,7 @@ class Edit(Transform):
             return []
         height, width = photo.pixels.shape[:2]
         return [
-            Region(_grown(region.box, self._growth(region), height, width), region.kind, region.score)
+            replace(region, box=_grown(region.box, self._growth(region), height, width))
             for region in regions_of(risk)
         ]
 
@@ -103,22 +125,25 @@ class Edit(Transform):
         x0, y0, x1, y1 = region.box
         return max(self.min_dilate, self.dilate * min(x1 - x0, y1 - y0))
 
-    def _composite(self, photo: Photo, request: EditRequest, edited: np.ndarray) -> Photo:
-        if edited.shape != photo.pixels.shape or edited.dtype != np.uint8:
+    def _composite(self, photo: Photo, risk: dict[str, Any], edited: np.ndarray | None) -> Photo | None:
+        if edited is None:
+            return None
+        regions = self.dilated(risk, photo)
+        left, top, right, bottom = self._window(regions, photo)
+        if edited.shape != (bottom - top, right - left, 3) or edited.dtype != np.uint8:
             raise ValueError("the editor returned an image of another size or type")
-        if self.composite == "full" or not request.regions:
+        if self.composite == "full" or not regions:
             return photo.with_pixels(edited, np.ones(edited.shape[:2], bool))
-        weight = np.zeros(edited.shape[:2], np.float32)
-        for region in request.regions:
+        weight = np.zeros(photo.pixels.shape[:2], np.float32)
+        for region in regions:
             x0, y0, x1, y1 = map(int, region.box)
             part = weight[y0:y1, x0:x1]
             np.maximum(part, _feather((y0, y1, x0, x1), self._ramp(region), weight.shape), out=part)
         x0, y0, x1, y1 = _bounds(weight > 0)
         inside = weight[y0:y1, x0:x1, None]
         result = np.array(photo.pixels)
-        old = result[y0:y1, x0:x1]
-        blended = old + (edited[y0:y1, x0:x1].astype(np.float32) - old) * inside
-        result[y0:y1, x0:x1] = np.rint(blended).astype(np.uint8)
+        old, new = result[y0:y1, x0:x1], edited[y0 - top : y1 - top, x0 - left : x1 - left]
+        result[y0:y1, x0:x1] = np.rint(old + (new.astype(np.float32) - old) * inside).astype(np.uint8)
         return photo.with_pixels(result, weight > 0)
 
     def _ramp(self, region: Region) -> int:
@@ -130,6 +155,11 @@ class Edit(Transform):
 
 def _text(batch: Batch, column: str, index: int) -> str:
     return (batch[column][index] or "") if column in batch else ""
+
+
+def _moved(box: tuple[float, ...], dx: float, dy: float) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box
+    return x0 + dx, y0 + dy, x1 + dx, y1 + dy
 
 
 def _grown(box: tuple[float, ...], by: float, height: int, width: int) -> tuple[float, float, float, float]:

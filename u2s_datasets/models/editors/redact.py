@@ -54,7 +54,7 @@ class Redactor(Adapter):
         except ImportError as error:
             raise MissingExtra("opencv-python-headless", LOCAL_INSTALL) from error
 
-    def edit(self, requests: list[EditRequest]) -> list[np.ndarray]:
+    def edit(self, requests: list[EditRequest]) -> list[np.ndarray | None]:
         """The images of the requests with their regions redacted, HxWx3 uint8 RGB."""
         self.loaded  # says what is missing before the first image
         return [self._edit(request) for request in requests]
