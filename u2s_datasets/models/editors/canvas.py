@@ -29,7 +29,8 @@ class Canvas:
 
         Args:
             photo: its height and width, in pixels.
-            smallest, largest: what the longer side may be; a photograph in between keeps its size.
+            smallest: what the longer side is at least; a photograph in between keeps its size.
+            largest: what it is at most.
             multiple: of which both sides of the canvas are.
         """
         longest = max(photo)
