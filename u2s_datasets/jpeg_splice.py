@@ -46,13 +46,14 @@ def touched_blocks(mask: np.ndarray, factors: tuple[int, int]) -> np.ndarray:
     units = _units(mask, factors)
     step_x, step_y = 8 * factors[0], 8 * factors[1]
     full = np.repeat(np.repeat(units, step_y, axis=0), step_x, axis=1)[: mask.shape[0], : mask.shape[1]]
-    grown = full.copy()
     if factors != (1, 1):
-        padded = np.pad(full, 1)
-        for dy in (0, 1, 2):
-            for dx in (0, 1, 2):
-                grown |= padded[dy : dy + full.shape[0], dx : dx + full.shape[1]]
-    return grown
+        wide = full.copy()
+        wide[1:] |= full[:-1]
+        wide[:-1] |= full[1:]
+        full = wide.copy()
+        full[:, 1:] |= wide[:, :-1]
+        full[:, :-1] |= wide[:, 1:]
+    return full
 
 
 def _units(mask: np.ndarray, factors: tuple[int, int]) -> np.ndarray:
@@ -82,13 +83,22 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
     except ImportError:
         return None
     source = Image.open(io.BytesIO(data))
-    edited = Image.fromarray(pixels).convert(source.mode)
+    units = _units(mask, factors)
+    if not units.any():
+        return data
+    rows, columns = bounds(units)
+    step_x, step_y = 8 * factors[0], 8 * factors[1]
+    area = (
+        slice(rows.start * step_y, rows.stop * step_y),
+        slice(columns.start * step_x, columns.stop * step_x),
+    )
+    edited = Image.fromarray(pixels[area]).convert(source.mode)
     buffer = io.BytesIO()
     tables = getattr(source, "quantization", {})
     edited.save(buffer, "JPEG", qtables=tables, subsampling=SUBSAMPLINGS[factors])
     with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
         old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
-        if not _replace(old, new, _units(mask, factors), factors):
+        if not _replace(old, new, units, (rows, columns), factors):
             return None
         with _memory_file(b"") as out_path:
             old.write_dct(out_path)
@@ -96,8 +106,21 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
                 return file.read()
 
 
-def _replace(old, new, units: np.ndarray, factors: tuple[int, int]) -> bool:  # type: ignore[no-untyped-def]
-    """Copies the coefficients of the units from `new` to `old`; False if the two don't match in layout."""
+def bounds(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of the smallest rectangle that holds everything true in `mask` (HxW bool)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _replace(  # type: ignore[no-untyped-def]
+    old, new, units: np.ndarray, area: tuple[slice, slice], factors: tuple[int, int]
+) -> bool:
+    """Copies the coefficients of the units from `new`, which is the part `area` of the picture, to `old`.
+
+    False if the two don't match in layout.
+    """
     if old.qt.shape != new.qt.shape or not (old.qt == new.qt).all():
         return False
     planes = [(old.Y, new.Y, factors)]
@@ -106,11 +129,15 @@ def _replace(old, new, units: np.ndarray, factors: tuple[int, int]) -> bool:  # 
     if old.has_chrominance:
         planes += [(old.Cb, new.Cb, (1, 1)), (old.Cr, new.Cr, (1, 1))]
     for target, value, (blocks_x, blocks_y) in planes:
-        if target.shape != value.shape:
+        part = target[
+            area[0].start * blocks_y : area[0].stop * blocks_y,
+            area[1].start * blocks_x : area[1].stop * blocks_x,
+        ]
+        if part.shape != value.shape:
             return False
-        chosen = np.repeat(np.repeat(units, blocks_y, axis=0), blocks_x, axis=1)
-        chosen = chosen[: target.shape[0], : target.shape[1]]
-        target[chosen] = value[chosen]
+        chosen = np.repeat(np.repeat(units[area], blocks_y, axis=0), blocks_x, axis=1)
+        chosen = chosen[: part.shape[0], : part.shape[1]]
+        part[chosen] = value[chosen]
     return True
 
 

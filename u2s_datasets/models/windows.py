@@ -17,7 +17,8 @@ SEEN = 12  # the smallest thing, in pixels of its input, that the detectors find
 TILE, OVERLAP = 1280, 160
 CONTEXT = 48  # pixels of its input that a detector should see around an area
 # A cut-out is judged a little differently from the whole. Where only areas are looked at, a detector that
-# verifies takes this share of its threshold, so that the whole shows nothing that the cut-out did not.
+# verifies takes this share of its threshold, so that the whole shows nothing that the cut-out did not; what
+# lies in between is doubt.
 STRICTER = 0.6
 
 Box = tuple[float, float, float, float]
@@ -33,15 +34,17 @@ class Window:
     y1: int
     scale: float
 
-    def cut(self, image: np.ndarray) -> np.ndarray:
-        """The window's pixels at the window's scale, HxWx3 uint8."""
+    def cut(self, image: np.ndarray, multiple: int = 1) -> np.ndarray:
+        """The window's pixels at the window's scale, HxWx3 uint8; sides stretched to the next `multiple`."""
         import cv2
 
         part = image[self.y0 : self.y1, self.x0 : self.x1]
-        width, height = max(1, round(part.shape[1] * self.scale)), max(1, round(part.shape[0] * self.scale))
+        height, width = (
+            -(-max(1, round(side * self.scale)) // multiple) * multiple for side in part.shape[:2]
+        )
         if (height, width) == part.shape[:2]:
             return np.ascontiguousarray(part)
-        how = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
+        how = cv2.INTER_AREA if height <= part.shape[0] and width <= part.shape[1] else cv2.INTER_LINEAR
         return cv2.resize(part, (width, height), interpolation=how)
 
 
@@ -67,13 +70,13 @@ def windows(
     if areas is None:
         yield Window(0, 0, width, height, whole)
     else:
-        yield from _around(areas, height, width, whole)
+        yield from around(areas, height, width, whole)
     if fine <= whole * 1.25:
         return
     if areas is None:
         yield from _tiles(height, width, fine)
     else:
-        yield from _around(areas, height, width, fine)
+        yield from around(areas, height, width, fine)
 
 
 def _tiles(height: int, width: int, scale: float) -> Iterator[Window]:
@@ -83,11 +86,11 @@ def _tiles(height: int, width: int, scale: float) -> Iterator[Window]:
             yield Window(x, y, min(x + side, width), min(y + side, height), scale)
 
 
-def _around(areas: list[Box], height: int, width: int, scale: float) -> Iterator[Window]:
+def around(areas: list[Box], height: int, width: int, scale: float) -> Iterator[Window]:
     """A window around each area, or one around several that would share pixels; tiles of it where it is large."""
     boxes: list[list[int]] = []
     for x0, y0, x1, y1 in areas:
-        more = max(CONTEXT / scale, 0.5 * max(x1 - x0, y1 - y0))
+        more = max(CONTEXT / scale, 0.25 * max(x1 - x0, y1 - y0))
         box = [
             max(0, int(x0 - more)),
             max(0, int(y0 - more)),

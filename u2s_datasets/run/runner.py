@@ -190,13 +190,13 @@ def _write(
     seconds: dict[str, float],
     on_rows: Callable[[int], None],
 ) -> None:
-    features = output_features(source)
-    data = source.splits[shard.split]
-    with _renamed(shard.path) as temporary, pq.ParquetWriter(temporary, features.arrow_schema) as writer:
+    arrow_schema = output_features(source).arrow_schema
+    data = source.splits[shard.split].with_format("arrow")
+    with _renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
         for start in range(shard.start, shard.stop, batch_size):
-            rows = data.with_format("arrow")[start : min(start + batch_size, shard.stop)]
+            rows = data[start : min(start + batch_size, shard.stop)]
             added = anonymizer.timed(_batch(rows, source, data), seconds)
-            writer.write_table(_joined(rows, added, features))
+            writer.write_table(_joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
 
 
@@ -208,15 +208,15 @@ def _batch(rows: pa.Table, source: Source, data: Dataset) -> dict[str, list[Any]
     return {schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
 
 
-def _joined(rows: pa.Table, added: dict[str, list[Any]], features: Features) -> pa.Table:
+def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
     columns = []
-    for field_ in features.arrow_schema:
+    for field_ in arrow_schema:
         if field_.name in added:
             values = [v.as_row() if isinstance(v, Photo) else v for v in added[field_.name]]
             columns.append(pa.array(values, type=field_.type))
         else:
             columns.append(rows[field_.name].cast(field_.type))
-    return pa.table(columns, schema=features.arrow_schema)
+    return pa.table(columns, schema=arrow_schema)
 
 
 def _count(shard: Shard, summary: Summary) -> None:

@@ -208,9 +208,5 @@ def _inside(case: Case, originals: list[Region], least: float) -> tuple[float, b
 def _outside(case: Case, mask: np.ndarray) -> float:
     """The share of the pixels outside the editable area that differ, 0 to 1."""
     assert case.edited is not None
-    outside = ~case.photo.editable_area(mask)
-    if not outside.any():
-        return 0.0
-    differs = case.edited.pixels != case.photo.pixels
-    changed = (differs[..., 0] | differs[..., 1] | differs[..., 2]) & outside
-    return float(np.count_nonzero(changed) / np.count_nonzero(outside))
+    outside = mask.size - np.count_nonzero(case.photo.editable_area(mask))
+    return case.photo.changed_outside(case.edited, mask) / outside if outside else 0.0

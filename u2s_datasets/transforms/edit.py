@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
+from u2s_datasets.jpeg_splice import bounds
 from u2s_datasets.models import AnyEditor
 from u2s_datasets.models.base import SETTINGS, EditRequest, parallel
 from u2s_datasets.models.editors.redact import Redactor
@@ -67,7 +68,7 @@ class Edit(Transform):
         unsafe = [index for index in photos if risks[index]["unsafe"]]
         requests = parallel(lambda index: self._request(batch, index, photos[index]), unsafe)
         edits = self.editor.edit(requests) if requests else []
-        left = parallel(lambda index: photos[index].published(), safe)
+        left = [photos[index].published() for index in safe]  # quick: threads would cost more
         sources = ([photos[index] for index in unsafe], [risks[index] for index in unsafe])
         edited = parallel(self._composite, *sources, edits)
         done = dict(zip([*safe, *unsafe], [*left, *edited], strict=True))
@@ -139,11 +140,11 @@ class Edit(Transform):
             x0, y0, x1, y1 = map(int, region.box)
             part = weight[y0:y1, x0:x1]
             np.maximum(part, _feather((y0, y1, x0, x1), self._ramp(region), weight.shape), out=part)
-        x0, y0, x1, y1 = _bounds(weight > 0)
-        inside = weight[y0:y1, x0:x1, None]
+        rows, columns = area = bounds(weight > 0)
         result = np.array(photo.pixels)
-        old, new = result[y0:y1, x0:x1], edited[y0 - top : y1 - top, x0 - left : x1 - left]
-        result[y0:y1, x0:x1] = np.rint(old + (new.astype(np.float32) - old) * inside).astype(np.uint8)
+        new = edited[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        blended = result[area] + (new.astype(np.float32) - result[area]) * weight[area][..., None]
+        result[area] = np.rint(blended).astype(np.uint8)
         return photo.with_pixels(result, weight > 0)
 
     def _ramp(self, region: Region) -> int:
@@ -185,8 +186,3 @@ def _feather(sides: tuple[int, int, int, int], ramp: int, shape: tuple[int, ...]
         return np.minimum(np.minimum(near, far) / (ramp + 1), 1)
 
     return np.minimum.outer(fade(y0, y1, shape[0]), fade(x0, x1, shape[1])).astype(np.float32)
-
-
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

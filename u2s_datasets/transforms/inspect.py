@@ -21,7 +21,7 @@ from u2s_datasets import schema
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models import AnyChat, AnyDetector
-from u2s_datasets.models.base import SETTINGS, ChatModel, user
+from u2s_datasets.models.base import SETTINGS, ChatModel, parallel, user
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.faces import CenterFace
 from u2s_datasets.models.text import RapidOcr
@@ -77,7 +77,7 @@ class Inspect(Transform):
         """The `risk` of each image. An unreadable one is unsafe and says why in its evidence."""
         photos = photos_of(batch[schema.IMAGE], self.max_pixels)
         if self.chat is not None or any(self.detectors.values()):
-            photos = [_decoded(photo) for photo in photos]
+            photos = parallel(_decoded, photos)
         readable = [photo for photo in photos if isinstance(photo, Photo)]
         found = detect(self.detectors, readable)
         risks = [self._risk(photo, regions) for photo, regions in zip(readable, found, strict=True)]
