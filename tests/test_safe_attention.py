@@ -179,17 +179,26 @@ def test_the_budget_decides_how_many_chunks_there_are(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("upcast", [False, True])
 def test_half_precision_comes_close_and_keeps_its_dtype(dtype, upcast):
-    """Scores of some hundreds would be off by a whole number in half precision: they are made in float32."""
     attn, _ = layer(2, 4, upcast_attention=upcast, upcast_softmax=upcast)
     leaves = [leaf.detach() for leaf in inputs(2, 5, 7, 7, False)[:3]]
     attn.to(dtype)
-    halves = [(10 * leaf).to(dtype) for leaf in leaves]
+    halves = [leaf.to(dtype) for leaf in leaves]
     with torch.no_grad():
         value = run(attn, *halves)
         attn.double()
         truth = run(attn, *(half.double() for half in halves))
     assert value.dtype == dtype
     assert error(value.double(), truth) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_are_made_in_float32_from_half_precision(dtype):
+    """Scores of some hundreds would be off by a whole number in bfloat16, and a map by a factor of e."""
+    torch.manual_seed(0)
+    query, key = (8 * torch.randn(2, 2, 30, 16)).to(dtype)
+    value = safe_attention.attention_map(query, key, 0.25)
+    assert value.dtype == torch.float32
+    assert error(value.double(), safe_attention.attention_map(query.double(), key.double(), 0.25)) < 1e-4
 
 
 def test_autocast_trains_in_mixed_precision():
