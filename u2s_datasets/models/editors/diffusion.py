@@ -79,6 +79,9 @@ class DiffusionEditor(Adapter):
         """
         raise NotImplementedError
 
+    def prepare(self, pipe: Any) -> None:
+        """Changes a loaded pipeline before its weights go to their device, are offloaded or compiled."""
+
     def edit(self, requests: list[EditRequest]) -> list[np.ndarray | None]:
         """One HxWx3 uint8 RGB image per request, of the request's own size; None where the edit failed."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -178,6 +181,7 @@ class DiffusionEditor(Adapter):
         revisions[self.model] = (
             getattr(encoder.config, "_commit_hash", None) or self.revision or "no revision"
         )
+        self.prepare(pipe)
         pipe.set_progress_bar_config(disable=True)
         if self.vae_tiling:
             pipe.vae.enable_tiling()
