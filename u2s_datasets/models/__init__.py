@@ -9,6 +9,7 @@ from pydantic import Field, InstanceOf
 from u2s_datasets.models.base import Adapter, ChatModel, Detector, Editor, FaceEmbedder
 from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.codes import OpenCvCodes
+from u2s_datasets.models.editors.flow_edit import FlowEdit
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.endpoint import EndpointChat
 from u2s_datasets.models.faces import CenterFace, DlibFaceEmbedder
@@ -25,5 +26,5 @@ else:
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
     AnyFaceEmbedder = DlibFaceEmbedder | InstanceOf[Adapter]
-    AnyEditor = Redactor | InstanceOf[Adapter]
+    AnyEditor = Annotated[Redactor | FlowEdit, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]
