@@ -9,6 +9,7 @@ from pydantic import Field, InstanceOf
 from u2s_datasets.models.base import Adapter, ChatModel, Detector, Editor, FaceEmbedder
 from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.codes import OpenCvCodes
+from u2s_datasets.models.editors.flow_edit import FlowEdit
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.endpoint import EndpointChat
@@ -26,5 +27,7 @@ else:
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
     AnyFaceEmbedder = DlibFaceEmbedder | InstanceOf[Adapter]
-    AnyEditor = Annotated[Redactor | InstructPix2Pix, Field(discriminator="kind")] | InstanceOf[Adapter]
+    AnyEditor = (
+        Annotated[Redactor | FlowEdit | InstructPix2Pix, Field(discriminator="kind")] | InstanceOf[Adapter]
+    )
     AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]
