@@ -35,7 +35,8 @@ class FeatureStatistics:
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean (d,) and the unbiased covariance (d, d); for n of at least 2."""
-        assert self.sum is not None and self.outer is not None
+        assert self.sum is not None
+        assert self.outer is not None
         mean = self.sum / self.n
         return mean, (self.outer - self.n * np.outer(mean, mean)) / (self.n - 1)
 
@@ -77,7 +78,8 @@ class Reservoir:
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
         """Both features of the kept rows, (n, d) float64 each, in the order of their hashes."""
         kept = sorted(self.heap, key=lambda item: -item[0])
-        one, two = (np.stack([np.frombuffer(item[side], np.float32) for item in kept]) for side in (2, 3))
+        one = np.stack([np.frombuffer(features, np.float32) for _, _, features, _ in kept])
+        two = np.stack([np.frombuffer(features, np.float32) for _, _, _, features in kept])
         return one.astype(np.float64), two.astype(np.float64)
 
 

@@ -213,4 +213,6 @@ def reidentified(before: list[np.ndarray], after: list[np.ndarray]) -> np.ndarra
 
 
 def _descriptors(values: Any) -> np.ndarray:
-    return np.asarray(values, np.float32) if values is not None and len(values) else np.zeros((0, 0), np.float32)
+    return (
+        np.asarray(values, np.float32) if values is not None and len(values) else np.zeros((0, 0), np.float32)
+    )

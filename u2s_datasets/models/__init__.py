@@ -30,9 +30,7 @@ else:
     AnyDetector = (
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
-    AnyFaceEmbedder = (
-        Annotated[DlibFaceEmbedder | ArcFace, Field(discriminator="kind")] | InstanceOf[Adapter]
-    )
+    AnyFaceEmbedder = Annotated[DlibFaceEmbedder | ArcFace, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyEditor = Redactor | InstanceOf[Adapter]
     AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyClip = Clip | InstanceOf[Adapter]

@@ -41,7 +41,7 @@ class Clip(Adapter):
         import torch
         import transformers
 
-        options = {"revision": self.revision} if self.revision else {}
+        options: dict[str, Any] = {"revision": self.revision} if self.revision else {}
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.model, **options)
             model = transformers.CLIPModel.from_pretrained(self.model, **options)

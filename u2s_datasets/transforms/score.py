@@ -118,7 +118,9 @@ class Score(Transform):
         """The three columns of scores."""
         rows = len(batch[schema.IMAGE])
         pairs = self._pairs(batch)
-        looks = list({id(look): look for pair in pairs.values() for look in (pair.before, pair.after)}.values())
+        looks = list(
+            {id(look): look for pair in pairs.values() for look in (pair.before, pair.after)}.values()
+        )
         self._look(looks, list(pairs.values()))
         out: Batch = {column: [None] * rows for column in self.adds}
         fill = {"quality": self._quality, "cheating": self._cheating, "privacy": self._privacy}
@@ -188,7 +190,9 @@ class Score(Transform):
         texts: dict[str, np.ndarray] = {}
         if CAPTIONS & set(self.scores):
             spoken = sorted({text for pair in pairs for text in (pair.public, pair.private) if text})
-            texts = dict(zip(spoken, self.clip.texts(spoken).astype(np.float64), strict=True)) if spoken else {}
+            texts = (
+                dict(zip(spoken, self.clip.texts(spoken).astype(np.float64), strict=True)) if spoken else {}
+            )
         return [_quality_of(pair, texts) for pair in pairs]
 
     def _cheating(self, pairs: list[Pair]) -> list[dict[str, Any]]:
