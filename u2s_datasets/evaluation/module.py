@@ -234,7 +234,13 @@ def default_scores(dimension: str) -> tuple[str, ...]:
 
 
 def _check_lengths(columns: dict[str, Any]) -> None:
-    names = {schema.IMAGE: "references", schema.EDITED_IMAGE: "predictions"}
+    names = {
+        schema.IMAGE: "references",
+        schema.EDITED_IMAGE: "predictions",
+        schema.PUBLIC_CAPTION: "captions",
+        schema.PRIVATE_CAPTION: "source_captions",
+        schema.RISK: "risks",
+    }
     lengths = {names.get(name, name): len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{count} {name}" for name, count in lengths.items())
