@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-pytestmark = pytest.mark.full
+# The two libraries warn of their own: old arguments of torchvision, features kept in memory.
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 torch = pytest.importorskip("torch")
 lpips = pytest.importorskip("lpips")

@@ -1,5 +1,7 @@
 """The modules as `evaluate` loads and calls them: by folder, by cached name, in two processes, with bad input."""
 
+import doctest
+import importlib.util
 import json
 import math
 import os
@@ -249,8 +251,6 @@ def test_a_missing_model_is_named_with_the_score_and_the_install_line(images):
 
 
 def _installed(package):
-    import importlib.util
-
     return importlib.util.find_spec(package) is not None
 
 
@@ -343,6 +343,17 @@ def test_another_file_under_our_name_is_reported_and_stays(tmp_path):
         spaces.install()
     spaces.install(replace=True)
     assert "# changed" not in next(cache.glob("*/privacy.py")).read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_in_the_modules_run(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "metrics" / name / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    done = doctest.testmod(module)
+    assert done.attempted >= 3
+    assert done.failed == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
