@@ -170,6 +170,11 @@ class Photo:
         digest = hashlib.blake2b(self._content, digest_size=8, key=str(run_seed).encode())
         return int.from_bytes(digest.digest(), "little") >> 1
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the encoded file, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
     @functools.cached_property
     def _content(self) -> bytes:
         digest = hashlib.blake2b(struct.pack("<II", *self.pixels.shape[:2]), digest_size=32)

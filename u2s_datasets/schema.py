@@ -178,6 +178,8 @@ def features(*columns: str) -> Features:
             "editor": Value("string"),
             "checks": checks,
             "reason": Value("string"),
+            # SHA-256 of the verified file: a release refuses any other bytes.
+            "digest": Value("string"),
         },
     }
     for column, fields in SCORE_COLUMNS.items():

@@ -73,6 +73,7 @@ def evaluate_run(
     confidence: float | None = None,
     batch_size: int = 8,
     on_rows: Callable[[int], None] = lambda rows: None,
+    on_scored: Callable[[dict[str, list[Any]]], None] = lambda scored: None,
 ) -> Report:
     """The scores of a run and of baselines on the same rows.
 
@@ -84,6 +85,7 @@ def evaluate_run(
         confidence: adds intervals.
         batch_size: pairs in memory at a time, for each column.
         on_rows: told the number of rows done.
+        on_scored: given the columns of `Score` for the run's own rows, batch by batch, in order.
 
     Raises:
         UsageError: a pair has two sizes.
@@ -93,7 +95,7 @@ def evaluate_run(
     columns = [RUN, *baselines]
     reducers = {column: {name: REDUCERS[name]() for name in dimensions} for column in columns}
     for batch in _batches(run, originals, batch_size):
-        _reduce_batch(batch, columns, score, reducers)
+        on_scored(_reduce_batch(batch, columns, score, reducers))
         on_rows(len(batch[schema.IMAGE]))
     return {
         column: {
@@ -119,8 +121,8 @@ def flag_scores(
 
 def _reduce_batch(
     batch: dict[str, list[Any]], columns: list[str], score: Score, reducers: dict[str, dict[str, Reducer]]
-) -> None:
-    """All columns in one call, so that each original is seen by the models once."""
+) -> dict[str, list[Any]]:
+    """All columns in one call, so that each original is seen by the models once; returns the run's own."""
     rows = len(batch[schema.IMAGE])
     edits = [batch[schema.EDITED_IMAGE] if name == RUN else _variants(name, batch) for name in columns]
     joined = {name: values * len(columns) for name, values in batch.items()}
@@ -130,6 +132,7 @@ def _reduce_batch(
         for dimension, reducer in reducers[name].items():
             for row in scored[COLUMNS[dimension]][index * rows : (index + 1) * rows]:
                 reducer.add(row)
+    return {name: values[:rows] for name, values in scored.items()}
 
 
 def _variants(name: str, batch: dict[str, list[Any]]) -> list[Photo | None]:

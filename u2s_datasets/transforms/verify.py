@@ -53,6 +53,7 @@ class Verify(Transform):
 
     needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.RISK, schema.EDITED_IMAGE)
     adds: ClassVar[tuple[str, ...]] = (schema.RISK, schema.EDITED_IMAGE, schema.AUDIT)
+    version: ClassVar[int] = 2  # 2: the audit has a digest
 
     def run(self, batch: Batch) -> Batch:
         """The verified image and the audit of every row."""
@@ -88,7 +89,7 @@ class Verify(Transform):
             out[schema.AUDIT][index] = audit(Status.WITHHELD, reason=reason)
         else:
             out[schema.EDITED_IMAGE][index] = photo
-            out[schema.AUDIT][index] = audit(Status.UNTOUCHED)
+            out[schema.AUDIT][index] = audit(Status.UNTOUCHED, digest=photo.digest)
 
     def _settle_unsafe(self, out: Batch, cases: dict[int, Case], batch: Batch) -> None:
         detectors = default_detectors() if self.detectors is None else self.detectors
@@ -112,6 +113,7 @@ class Verify(Transform):
                         edit.editor.kind,
                         case.checks,
                         case.reason if case.edited is not None else "the editor failed",
+                        case.edited.digest if done and case.edited is not None else None,
                     )
                     del pending[index]
             if not pending:
@@ -177,8 +179,9 @@ def audit(
     editor: str | None = None,
     checks: dict[str, Any] | None = None,
     reason: str | None = None,
+    digest: str | None = None,
 ) -> dict[str, Any]:
-    """A value of the `audit` column."""
+    """A value of the `audit` column; `digest` is that of the verified file, None where none leaves."""
     return {
         "status": status.value,
         "attempts": attempts,
@@ -186,4 +189,5 @@ def audit(
         "editor": editor,
         "checks": {**dict.fromkeys(schema.CHECKS), **(checks or {})},
         "reason": reason,
+        "digest": digest,
     }

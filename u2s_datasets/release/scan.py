@@ -1,0 +1,218 @@
+"""The last look, independent of everything that made the release: reads the folder and reports leaks.
+
+Nothing here knows which columns the view chose. Every file is searched as bytes, every Parquet file also
+value by value, with its metadata. A finding names a file, a kind and a row, and never what was found.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from u2s_datasets import schema
+from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.image_io import STRIPPERS, Photo
+from u2s_datasets.release.finished import AT_A_TIME, Row
+from u2s_datasets.release.likeness import Originals, Unsafe
+from u2s_datasets.release.secrets import Secrets
+from u2s_datasets.transforms.inspect import evidence_of
+
+CARD = "README.md"
+DATA = re.compile(r"data/\w+(?:\.\w+)*-\d{5}-of-\d{5}\.parquet")
+PRIVATE_COLUMNS = {schema.RISK, schema.PRIVATE_CAPTION, schema.COMBINED_CAPTION, schema.EDITED_IMAGE}
+PRIVATE_COLUMNS |= set(schema.SCORE_COLUMNS)
+NOT_IN_AUDIT = {"seed", "digest", "reason", "editor"}
+NO_METADATA = {b"huggingface", b"ARROW:schema"}
+
+
+@dataclass(frozen=True, order=True)
+class Leak:
+    """Something private in the folder.
+
+    Attributes:
+        file: its path in the folder; a number for a file whose name is itself a leak.
+        kind: what it is.
+        row: in which row of the file, -1 where it is in none.
+    """
+
+    file: str
+    kind: str
+    row: int = -1
+
+
+def learn_row(
+    secrets: Secrets, originals: Originals | None, place: Row, row: dict[str, Any], image: Any
+) -> None:
+    """Adds what is private about a row of a run.
+
+    Args:
+        secrets: takes the texts.
+        originals: takes the picture, if it is unsafe.
+        place: split and position.
+        row: with `risk`, `private_caption` and `public_caption`.
+        image: the original; None where it is not known.
+    """
+    risk, private, public = (
+        row[name] for name in (schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION)
+    )
+    if private and private != public:
+        secrets.add_caption(private, public)
+    evidence = evidence_of(risk)
+    for text in (*evidence.get("text", []), *evidence.get("codes", [])):
+        secrets.add_read(str(text))
+    if isinstance(image, dict) and image.get("path"):
+        secrets.add_path(Path(image["path"]))
+    if image is None or originals is None or not risk["unsafe"]:
+        return
+    try:
+        photo = Photo.of(image)
+        originals.digests[photo.digest] = place
+        originals.add(Unsafe.of(place, photo, risk))
+    except UnreadableImage:
+        pass  # its bytes, where there are some, are known; there are no pixels to look for
+
+
+def scan(folder: Path, secrets: Secrets, originals: Originals | None = None) -> list[Leak]:
+    """What is private in a folder that is to be published, sorted; empty where nothing was found.
+
+    Args:
+        folder: all of it is read.
+        secrets: the texts that may not stand in it.
+        originals: the pictures that it may not show.
+    """
+    leaks: set[Leak] = set()
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    for index, path in enumerate(files):
+        name = path.relative_to(folder).as_posix()
+        if not (name == CARD or DATA.fullmatch(name)) or path.is_symlink():
+            leaks.add(Leak(f"file {index}", "a file that is no part of a release"))
+            name = f"file {index}"
+        leaks |= {Leak(name, kind) for kind in secrets.find(path.relative_to(folder).as_posix(), False)}
+        data = path.read_bytes()
+        leaks |= {Leak(name, kind) for kind in secrets.find_bytes(data)}
+        if data[:4] == b"PAR1":
+            leaks |= set(_table(name, path, secrets, originals))
+        else:
+            leaks |= set(_text(name, data, secrets))
+    return sorted(leaks)
+
+
+def _text(name: str, data: bytes, secrets: Secrets) -> Iterator[Leak]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        yield Leak(name, "bytes that are no text")
+        return
+    for kind in secrets.find(text, is_data=False):
+        yield Leak(name, kind)
+    if re.search(r"data:\w+/|;base64,", text):
+        yield Leak(name, "an embedded file")
+
+
+def _table(name: str, path: Path, secrets: Secrets, originals: Originals | None) -> Iterator[Leak]:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid):
+        yield Leak(name, "a table that can't be read")
+        return
+    yield from _metadata(name, file, secrets)
+    start = 0
+    for batch in file.iter_batches(AT_A_TIME):
+        for index, row in enumerate(batch.to_pylist(), start):
+            for leaf in _leaves(row):
+                if isinstance(leaf, Path):
+                    yield Leak(name, "a file name", index)
+                elif isinstance(leaf, str):
+                    yield from (Leak(name, kind, index) for kind in secrets.find(leaf))
+                else:
+                    yield from (Leak(name, kind, index) for kind in _picture(leaf, secrets, originals))
+        start += batch.num_rows
+
+
+def _metadata(name: str, file: pq.ParquetFile, secrets: Secrets) -> Iterator[Leak]:
+    """The footer: keys and values, names of columns, what each field carries."""
+    found = dict(file.metadata.metadata or {})
+    if set(found) - NO_METADATA or b"pandas" in found:
+        yield Leak(name, "metadata of the table")
+    texts = [key.decode("utf-8", "replace") for key in found]
+    texts += [_readable(key, value) for key, value in found.items()]
+    fields = list(_fields(file.schema_arrow))
+    texts += [field.name for field in fields]
+    for field in fields:
+        for key, value in (field.metadata or {}).items():
+            if key != b"PARQUET:field_id":
+                yield Leak(name, "metadata of a column")
+                texts += [key.decode("utf-8", "replace"), value.decode("utf-8", "replace")]
+    names = {field.name for field in file.schema_arrow}
+    audit = [field for field in file.schema_arrow if field.name == schema.AUDIT and pa.types.is_struct(field.type)]
+    inner = {child.name for field in audit for child in field.type}
+    if names & PRIVATE_COLUMNS or inner & NOT_IN_AUDIT or any(name.startswith("__index") for name in names):
+        yield Leak(name, "a private column")
+    for text in texts:
+        yield from (Leak(name, kind) for kind in secrets.find(text))
+
+
+def _readable(key: bytes, value: bytes) -> str:
+    """A metadata value as text; the Arrow schema is stored in base64."""
+    if key == b"ARROW:schema":
+        try:
+            value = base64.b64decode(value, validate=True)
+        except binascii.Error:
+            pass
+        # Names and texts stand in it as they are, between bytes of structure.
+        return " \n ".join(part.decode("latin-1") for part in re.findall(rb"[\x20-\x7e\x80-\xff]{4,}", value))
+    text = value.decode("utf-8", "replace")
+    try:
+        # Escapes such as \u00fc would hide a word.
+        return json.dumps(json.loads(text), ensure_ascii=False)
+    except ValueError:
+        return text
+
+
+def _fields(fields: Any) -> Iterator[pa.Field]:
+    for field in fields:
+        yield field
+        if pa.types.is_struct(field.type):
+            yield from _fields(field.type)
+        elif pa.types.is_list(field.type) or pa.types.is_large_list(field.type):
+            yield from _fields([field.type.value_field])
+
+
+def _leaves(value: Any) -> Iterator[str | bytes | Path]:
+    if isinstance(value, (str, bytes)):
+        yield value
+    elif isinstance(value, dict):
+        if "bytes" in value and value.get("path"):
+            yield Path(value["path"])
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+
+
+def _picture(data: bytes, secrets: Secrets, originals: Originals | None) -> Iterator[str]:
+    try:
+        photo = Photo(data)
+        yield from (f"metadata in an image: {kind}" for kind in photo.metadata)
+        if photo.format not in STRIPPERS:
+            yield "an image of another format"
+        if originals is not None:
+            if photo.digest in originals.digests:
+                yield "the original of an unsafe row"
+            if any(True for _ in originals.shown_by(photo)):
+                yield "a picture that shows an unsafe original"
+        else:
+            photo.pixels
+    except UnreadableImage:
+        yield "bytes that are no image"
+    yield from secrets.find_bytes(data)

@@ -1,0 +1,184 @@
+"""The private words of a run, and where they turn up again.
+
+Signs and captions are full of ordinary words, so one word in common proves nothing. It counts where it has a
+digit or is written like a name; several words in a row count where one of them does, and four in a row always.
+Addresses of e-mail and telephone numbers count wherever they come from. The toolkit's own words never do.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import re
+import socket
+import unicodedata
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from u2s_datasets.release.template import card_template
+from u2s_datasets.transforms import answers, instruct
+
+CAPTION, READ, NAME, CLASS, MACHINE = "private caption", "word read", "source name", "class name", "user or host"
+EMAIL, PHONE = "e-mail address", "telephone number"
+TOGETHER = 4  # words in a row that count whatever they are
+SHORTEST = 4  # letters of a single word; shorter ones are too easily alike
+# Accounts and hosts that name nobody.
+GENERIC = frozenset(
+    """root user users home admin administrator ubuntu debian centos ec2 runner docker jovyan vscode codespace
+    nobody app localhost localdomain local host container buildkit""".split()
+)
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
+_PHONE = re.compile(r"(?<![\w.])\+?\(?\d[\d ()/-]{6,}\d(?![\w.])")
+
+
+@functools.cache
+def own_words() -> frozenset[str]:
+    """The words that the toolkit itself writes: of its lists, prompts and card."""
+    texts = [
+        file.read_text("utf-8")
+        for file in (resources.files("u2s_datasets") / "prompts").iterdir()
+        if file.name.endswith(".md")
+    ]
+    lists = (instruct.AGE, instruct.SKIN, instruct.HAIR, instruct.EXPRESSION, instruct.CLOTHING, instruct.WORDING)
+    texts += [text for some in lists for text in some]
+    texts.append(card_template())
+    said = {word for text in texts for word in tokens(text)}
+    return frozenset(said | answers.FUNCTION_WORDS | answers.ORDINARY | answers.IDENTITY)
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a text in order, case-folded; an underscore parts words too."""
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def contacts(text: str) -> set[str]:
+    """Which of `EMAIL` and `PHONE` stand in a text."""
+    phone = any(8 <= sum(c.isdigit() for c in found) <= 15 for found in _PHONE.findall(text))
+    return ({EMAIL} if _EMAIL.search(text) else set()) | ({PHONE} if phone else set())
+
+
+class Secrets:
+    """What may stand nowhere in a release.
+
+    Attributes:
+        public: words that are known to be public: the toolkit's, and class names that were asked for.
+        literals: strings that count anywhere, also inside others; by kind.
+    """
+
+    def __init__(self, public: Iterable[str] = ()):
+        self.public = own_words() | {word for text in public for word in tokens(text)}
+        self.literals: dict[str, str] = {}
+        self._classes: set[tuple[str, ...]] = set()
+        self._words: dict[str, str] = {}
+        self._runs: dict[tuple[str, ...], str] = {}
+        self._said: set[tuple[str, ...]] = set()
+        self._machine: list[str] = []
+
+    def add_caption(self, private: str, public: str | None) -> None:
+        """A private caption. What the public one says too is no secret."""
+        self._said |= set(_runs_of(tokens(public or "")))
+        self._add_runs(CAPTION, private)
+        words = answers.names(private) | {word for word in tokens(private) if _has_digit(word)}
+        for word in words - set(tokens(public or "")):
+            self._add_word(CAPTION, word)
+
+    def add_read(self, text: str) -> None:
+        """A line of text, or the content of a code."""
+        self._add_runs(READ, text)
+        for word in tokens(text):
+            self._add_word(READ, word)
+        if len(text) >= 8 and not text.isalpha():
+            self.literals.setdefault(text.casefold(), READ)
+
+    def add_path(self, path: Path) -> None:
+        """The path of a source: each of its parts, as a word and as a part of a path."""
+        for part in (part for part in path.parts if part not in ("/", "..", ".")):
+            stem = Path(part).stem
+            self._add_runs(NAME, stem)
+            for word in tokens(stem):
+                self._add_word(NAME, word)
+            if len(part) > SHORTEST:
+                forms = [part] if "." in part else [f"/{part}/", f"\\{part}\\"]
+                self.literals.update({form.casefold(): NAME for form in forms})
+
+    def add_class(self, name: str) -> None:
+        """A class name that was not asked for: it may stand in no text of the data."""
+        if words := tuple(tokens(name)):
+            self._classes.add(words)
+
+    def add_machine(self) -> None:
+        """The names of the user, of the home folder and of this machine, unless they are generic."""
+        found = {Path.home().name, socket.gethostname(), socket.gethostname().split(".")[0]}
+        try:
+            found.add(getpass.getuser())
+        except (KeyError, OSError):  # a user id without a name
+            pass
+        self._machine += [name for name in found if len(name) > 2 and not set(tokens(name)) <= GENERIC]
+
+    def find(self, text: str, is_data: bool = True) -> set[str]:
+        """The kinds of secrets in a text.
+
+        Args:
+            text: anything that is to be published.
+            is_data: false for the card, which may hold numbers and the words of classes.
+        """
+        folded, said = text.casefold(), tokens(text)
+        found = {kind for literal, kind in self.literals.items() if literal in folded}
+        loud = {word for word in answers.names(text) for word in tokens(word)} - self.public
+        loud |= {word for word in said if _has_digit(word) and (is_data or not word.isdigit() or len(word) > 5)}
+        found |= {self._words[word] for word in set(said) & loud if word in self._words}
+        for run in _runs_of(said):
+            if run in self._runs and run not in self._said and (len(run) == TOGETHER or loud & set(run)):
+                found.add(self._runs[run])
+        if any(_stands_in(name, text) for name in self._machine):
+            found.add(MACHINE)
+        if is_data:
+            longest = max((len(name) for name in self._classes), default=0)
+            runs = {tuple(said[i : i + n]) for n in range(1, longest + 1) for i in range(len(said) - n + 1)}
+            found |= contacts(text) | ({CLASS} if runs & self._classes else set())
+        return found
+
+    def find_bytes(self, data: bytes) -> set[str]:
+        """The kinds of secrets that stand in a file's bytes as they are."""
+        folded = data.lower()
+        found = {kind for literal, kind in self.literals.items() if _worth(literal) and literal.encode() in folded}
+        names = (name for name in self._machine if len(name) > 5)
+        return found | ({MACHINE} if any(name.casefold().encode() in folded for name in names) else set())
+
+    def _add_word(self, kind: str, word: str) -> None:
+        if not word.isascii() and len(word) > 1 and not _is_latin(word):
+            self.literals.setdefault(word, kind)
+        elif (len(word) >= SHORTEST or (kind == CAPTION and len(word) > 2)) and word not in self.public:
+            self._words.setdefault(word, kind)
+
+    def _add_runs(self, kind: str, text: str) -> None:
+        words = tokens(text)
+        size = min(TOGETHER, len(words))
+        for run in _runs_of(words):
+            if len(run) == size > 1 and not set(run) <= self.public:
+                self._runs.setdefault(run, kind)
+
+
+def _runs_of(words: list[str]) -> Iterable[tuple[str, ...]]:
+    """All runs of two to `TOGETHER` words."""
+    for size in range(2, TOGETHER + 1):
+        for start in range(len(words) - size + 1):
+            yield tuple(words[start : start + size])
+
+
+def _has_digit(word: str) -> bool:
+    return len(word) >= SHORTEST and any(char.isdigit() for char in word)
+
+
+def _is_latin(word: str) -> bool:
+    return all("LATIN" in unicodedata.name(char, "") for char in word if char.isalpha())
+
+
+def _worth(literal: str) -> bool:
+    """Whether a string is long enough to be no accident among compressed bytes."""
+    return len(literal.encode()) > 6
+
+
+def _stands_in(name: str, text: str) -> bool:
+    return bool(re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text, re.IGNORECASE))
