@@ -70,6 +70,7 @@ def test_the_public_names():
         "Verify",
         "anonymize",
         "load_preset",
+        "push_safe",
         "__version__",
     ]
     assert all(getattr(u2s_datasets, name) is not None for name in u2s_datasets.__all__)

@@ -22,6 +22,7 @@ _HOMES = {
     "Verify": "u2s_datasets.transforms.verify",
     "anonymize": "u2s_datasets.transforms.anonymize",
     "load_preset": "u2s_datasets.transforms.anonymize",
+    "push_safe": "u2s_datasets.release.push",
 }
 __all__ = [*sorted(_HOMES), "__version__"]
 

@@ -22,9 +22,9 @@ from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.evaluation.runs import RUN, Report, markdown, table
 from u2s_datasets.release.finished import Audits, Finished
-from u2s_datasets.release.gate import CONFIDENCE, Check, Limits
+from u2s_datasets.release.gate import CONFIDENCE, Check
 from u2s_datasets.release.template import card_template
-from u2s_datasets.release.view import CAPTIONS, ROW, View
+from u2s_datasets.release.view import ROW, View
 from u2s_datasets.schema import Status
 from u2s_datasets.transforms.anonymize import Anonymizer
 
@@ -64,7 +64,6 @@ class Told:
     audits: Audits
     view: View
     checks: list[Check]
-    limits: Limits
     accepted: list[str]
     report: Report | None
     is_shuffled: bool
@@ -89,7 +88,9 @@ def card_of(told: Told) -> DatasetCard:
     loader = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    text = loader.from_string(card_template()).render(**_words(told), front_matter=front_matter(told).to_yaml())
+    text = loader.from_string(card_template()).render(
+        **_words(told), front_matter=front_matter(told).to_yaml()
+    )
     return DatasetCard(re.sub(r"\n{3,}", "\n\n", text))
 
 
@@ -106,7 +107,7 @@ def front_matter(told: Told) -> DatasetCardData:
         license=told.license,
         tags=[TAG, "privacy", "anonymization", "image"],
         task_categories=["image-classification"] if _labels(told.view) else None,
-        size_categories=next((name for limit, name in SIZES.items() if rows < limit), "n>10M"),
+        size_categories=[next((name for limit, name in SIZES.items() if rows < limit), "n>10M")],
         **more,
     )
 
@@ -140,7 +141,9 @@ def _words(told: Told) -> dict[str, Any]:
         "counts": {"published": published},
         "steps": _steps(told.run.settings.get("settings") or {}),
         "models": _models(told.run),
-        "statuses": [{"status": s.value, "rows": statuses[s.value], "meaning": m} for s, m in MEANINGS.items()],
+        "statuses": [
+            {"status": s.value, "rows": statuses[s.value], "meaning": m} for s, m in MEANINGS.items()
+        ],
         "columns": [_column(name, told.view) for name in told.view.features],
         "order": _order(told),
         "scores": "" if told.report is None else markdown(table(told.report)),
@@ -191,7 +194,9 @@ def _order(told: Told) -> str:
 
 def _steps(settings: dict[str, Any]) -> list[str]:
     """What each step of the run did, in words; of a dataset made in memory only what is sure."""
-    checked = "Each result was inspected again and compared with its original; what did not pass was not published."
+    checked = (
+        "Each result was inspected again and compared with its original; what did not pass was not published."
+    )
     stripped = "Metadata (EXIF, GPS, XMP, IPTC, comments, thumbnails, texts of colour profiles) and file names were removed."
     if not settings:
         return ["Images were inspected and the unsafe ones edited.", checked, stripped]
@@ -200,7 +205,11 @@ def _steps(settings: dict[str, Any]) -> list[str]:
     chat = settings["inspect"].get("chat")
     asked = f", and a model judged {len(settings['inspect']['criteria'])} points" if chat else ""
     editor = settings["edit"]["editor"]["kind"]
-    where = "inside the regions found" if settings["edit"].get("composite") == "regions" else "over the whole image"
+    where = (
+        "inside the regions found"
+        if settings["edit"].get("composite") == "regions"
+        else "over the whole image"
+    )
     return [f"{looked}{asked}.", f"Unsafe images were edited by `{editor}` {where}.", checked, stripped]
 
 
@@ -230,10 +239,7 @@ def _shown(value: Any) -> str:
 
 def _limits(told: Told) -> list[str]:
     withheld = told.audits.statuses[Status.WITHHELD.value]
-    found = [f"{withheld} rows of the source were withheld, so it is not complete."] if withheld else []
-    if not any(told.view.features.get(name) for name in CAPTIONS):
-        found.append("There are no captions.")
-    return found
+    return [f"Rows of the source that were withheld and are missing here: {withheld}."] if withheld else []
 
 
 def _command(told: Told) -> str:
@@ -243,7 +249,9 @@ def _command(told: Told) -> str:
     lines = ["u2s anonymize SOURCE --out RUN"]
     for key, value in changes[0].items():
         if changes[1].get(key, "absent") != value and not set(key.split(".")) & set(HIDDEN_SETTINGS):
-            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else _shown(value)
+            text = (
+                "null" if value is None else str(value).lower() if isinstance(value, bool) else _shown(value)
+            )
             lines.append(f"    --set {shlex.quote(f'{key}={text}')}")
     push = f"u2s push RUN --repo {told.repo} --license {told.license}"
     push += "".join(f" --keep {shlex.quote(name)}" for name in told.view.kept)

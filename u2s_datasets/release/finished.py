@@ -83,7 +83,9 @@ def open_finished(path: Path) -> Finished:
     if set((path / "data").iterdir()) - set(expected):
         raise UsageError("the data folder of the run holds files that the run did not write; remove them")
     try:
-        written = {split: sum(pq.read_metadata(file).num_rows for file in some) for split, some in files.items()}
+        written = {
+            split: sum(pq.read_metadata(file).num_rows for file in some) for split, some in files.items()
+        }
         features = Features.from_arrow_schema(pq.read_schema(expected[0])) if expected else Features()
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(

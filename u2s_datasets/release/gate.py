@@ -103,7 +103,9 @@ def read_limits(accepted: Iterable[str]) -> Limits:
         except ValueError:
             values[name] = math.nan
         if not equals or math.isnan(values[name]):
-            raise UsageError(f"--accept takes name=value with a number, such as share_withheld=0.3; given: {text!r}")
+            raise UsageError(
+                f"--accept takes name=value with a number, such as share_withheld=0.3; given: {text!r}"
+            )
     return Limits(**values)
 
 
@@ -163,7 +165,11 @@ class Scored:
 
 
 def score_run(
-    run: Path, originals: Source, audits: Audits, score: Score, on_rows: Callable[[int], None] = lambda rows: None
+    run: Path,
+    originals: Source,
+    audits: Audits,
+    score: Score,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Scored:
     """Scores the very images that would leave.
 
@@ -175,7 +181,9 @@ def score_run(
     scored = Scored({})
 
     def note(columns: dict[str, list[Any]]) -> None:
-        for cheating, privacy in zip(columns[schema.CHEATING_SCORES], columns[schema.PRIVACY_SCORES], strict=True):
+        for cheating, privacy in zip(
+            columns[schema.CHEATING_SCORES], columns[schema.PRIVACY_SCORES], strict=True
+        ):
             row = split, index = next(places)
             leaves = audits.status[split][index] != Status.WITHHELD.value
             if leaves and (cheating is None or privacy is None):
@@ -189,9 +197,7 @@ def score_run(
                 for name in (name for name, value in bad.items() if value):
                     scored.failing.setdefault(name, []).append(row)
 
-    scored.report = evaluate_run(
-        run, opened, score, BASELINES, CONFIDENCE, on_rows=on_rows, on_scored=note
-    )
+    scored.report = evaluate_run(run, opened, score, BASELINES, CONFIDENCE, on_rows=on_rows, on_scored=note)
     return scored
 
 

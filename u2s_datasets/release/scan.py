@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import STRIPPERS, Photo
 from u2s_datasets.release.finished import AT_A_TIME, Row
 from u2s_datasets.release.likeness import Originals, Unsafe
-from u2s_datasets.release.secrets import Secrets
+from u2s_datasets.release.secrets import STAYS, Secrets, contacts
 from u2s_datasets.transforms.inspect import evidence_of
 
 CARD = "README.md"
@@ -50,7 +50,12 @@ class Leak:
 
 
 def learn_row(
-    secrets: Secrets, originals: Originals | None, place: Row, row: dict[str, Any], image: Any
+    secrets: Secrets,
+    originals: Originals | None,
+    place: Row,
+    row: dict[str, Any],
+    image: Any,
+    staying: Iterable[str] = (),
 ) -> None:
     """Adds what is private about a row of a run.
 
@@ -58,8 +63,9 @@ def learn_row(
         secrets: takes the texts.
         originals: takes the picture, if it is unsafe.
         place: split and position.
-        row: with `risk`, `private_caption` and `public_caption`.
+        row: with `risk`, `private_caption`, `public_caption` and the columns that stay.
         image: the original; None where it is not known.
+        staying: names of the user's columns that stay.
     """
     risk, private, public = (
         row[name] for name in (schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION)
@@ -69,6 +75,9 @@ def learn_row(
     evidence = evidence_of(risk)
     for text in (*evidence.get("text", []), *evidence.get("codes", [])):
         secrets.add_read(str(text))
+    for value in _leaves([row[name] for name in staying]):
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            secrets.add_value(value)
     if isinstance(image, dict) and image.get("path"):
         secrets.add_path(Path(image["path"]))
     if image is None or originals is None or not risk["unsafe"]:
@@ -133,6 +142,8 @@ def _table(name: str, path: Path, secrets: Secrets, originals: Originals | None)
                     yield Leak(name, "a file name", index)
                 elif isinstance(leaf, str):
                     yield from (Leak(name, kind, index) for kind in secrets.find(leaf))
+                elif isinstance(leaf, int):
+                    yield from [Leak(name, STAYS, index)] if secrets.knows(leaf) else []
                 else:
                     yield from (Leak(name, kind, index) for kind in _picture(leaf, secrets, originals))
         start += batch.num_rows
@@ -153,12 +164,30 @@ def _metadata(name: str, file: pq.ParquetFile, secrets: Secrets) -> Iterator[Lea
                 yield Leak(name, "metadata of a column")
                 texts += [key.decode("utf-8", "replace"), value.decode("utf-8", "replace")]
     names = {field.name for field in file.schema_arrow}
-    audit = [field for field in file.schema_arrow if field.name == schema.AUDIT and pa.types.is_struct(field.type)]
+    audit = [
+        field for field in file.schema_arrow if field.name == schema.AUDIT and pa.types.is_struct(field.type)
+    ]
     inner = {child.name for field in audit for child in field.type}
     if names & PRIVATE_COLUMNS or inner & NOT_IN_AUDIT or any(name.startswith("__index") for name in names):
         yield Leak(name, "a private column")
     for text in texts:
-        yield from (Leak(name, kind) for kind in secrets.find(text))
+        yield from (Leak(name, kind) for kind in secrets.find(text, is_data=False) | contacts(text))
+    for class_name in _class_names(found.get(b"huggingface", b"")):
+        yield from (Leak(name, kind) for kind in secrets.find(class_name))
+
+
+def _class_names(metadata: bytes) -> Iterator[str]:
+    try:
+        parts = [json.loads(metadata or b"{}")]
+    except ValueError:
+        return
+    for part in parts:
+        if isinstance(part, dict):
+            names = part.get("names")
+            yield from (name for name in (names if isinstance(names, list) else []) if isinstance(name, str))
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
 
 
 def _readable(key: bytes, value: bytes) -> str:
@@ -187,8 +216,8 @@ def _fields(fields: Any) -> Iterator[pa.Field]:
             yield from _fields([field.type.value_field])
 
 
-def _leaves(value: Any) -> Iterator[str | bytes | Path]:
-    if isinstance(value, (str, bytes)):
+def _leaves(value: Any) -> Iterator[str | bytes | int | Path]:
+    if isinstance(value, (str, bytes, int)):
         yield value
     elif isinstance(value, dict):
         if "bytes" in value and value.get("path"):

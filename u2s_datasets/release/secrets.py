@@ -19,15 +19,24 @@ from pathlib import Path
 from u2s_datasets.release.template import card_template
 from u2s_datasets.transforms import answers, instruct
 
-CAPTION, READ, NAME, CLASS, MACHINE = "private caption", "word read", "source name", "class name", "user or host"
+CAPTION, READ, NAME, CLASS, MACHINE = (
+    "private caption",
+    "word read",
+    "source name",
+    "class name",
+    "user or host",
+)
+STAYS = "a value of a column that stays"
 EMAIL, PHONE = "e-mail address", "telephone number"
 TOGETHER = 4  # words in a row that count whatever they are
+LARGE = 1_000_000  # from which on a number is too rare to be a coincidence
 SHORTEST = 4  # letters of a single word; shorter ones are too easily alike
 # Accounts and hosts that name nobody.
 GENERIC = frozenset(
     """root user users home admin administrator ubuntu debian centos ec2 runner docker jovyan vscode codespace
     nobody app localhost localdomain local host container buildkit""".split()
 )
+NEUTRAL = re.compile(r"class_\d+")  # what stands for a class name that does not leave
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _PHONE = re.compile(r"(?<![\w.])\+?\(?\d[\d ()/-]{6,}\d(?![\w.])")
 
@@ -40,7 +49,14 @@ def own_words() -> frozenset[str]:
         for file in (resources.files("u2s_datasets") / "prompts").iterdir()
         if file.name.endswith(".md")
     ]
-    lists = (instruct.AGE, instruct.SKIN, instruct.HAIR, instruct.EXPRESSION, instruct.CLOTHING, instruct.WORDING)
+    lists = (
+        instruct.AGE,
+        instruct.SKIN,
+        instruct.HAIR,
+        instruct.EXPRESSION,
+        instruct.CLOTHING,
+        instruct.WORDING,
+    )
     texts += [text for some in lists for text in some]
     texts.append(card_template())
     said = {word for text in texts for word in tokens(text)}
@@ -73,6 +89,8 @@ class Secrets:
         self._words: dict[str, str] = {}
         self._runs: dict[tuple[str, ...], str] = {}
         self._said: set[tuple[str, ...]] = set()
+        self._values: set[tuple[str, ...]] = set()
+        self._numbers: set[int] = set()
         self._machine: list[str] = []
 
     def add_caption(self, private: str, public: str | None) -> None:
@@ -102,31 +120,53 @@ class Secrets:
                 forms = [part] if "." in part else [f"/{part}/", f"\\{part}\\"]
                 self.literals.update({form.casefold(): NAME for form in forms})
 
+    def add_value(self, value: str | int) -> None:
+        """A value of a column that stays: it may not stand alone, nor its longer numbers and codes anywhere.
+
+        No more than that, since a user's own captions may well say what the public ones say.
+        """
+        if isinstance(value, int):
+            self._numbers |= {value} if abs(value) >= LARGE else set()
+            value = str(value)
+        words = tokens(value)
+        if not set(words) <= self.public:
+            self._values.add(tuple(words))
+        for word in words:
+            if _has_digit(word) and len(word) > 5:
+                self._add_word(STAYS, word)
+
     def add_class(self, name: str) -> None:
-        """A class name that was not asked for: it may stand in no text of the data."""
+        """A class name that was not asked for: it may stand in no text of the data, however ordinary."""
         if words := tuple(tokens(name)):
             self._classes.add(words)
+            self._add_runs(CLASS, name)
+            for word in words:
+                self._add_word(CLASS, word)
 
     def add_machine(self) -> None:
-        """The names of the user, of the home folder and of this machine, unless they are generic."""
+        """The names of the user, of the home folder and of this machine, unless they are generic or public."""
         found = {Path.home().name, socket.gethostname(), socket.gethostname().split(".")[0]}
         try:
             found.add(getpass.getuser())
         except (KeyError, OSError):  # a user id without a name
             pass
-        self._machine += [name for name in found if len(name) > 2 and not set(tokens(name)) <= GENERIC]
+        self._machine += [
+            name for name in sorted(found) if len(name) > 2 and not set(tokens(name)) <= GENERIC | self.public
+        ]
 
     def find(self, text: str, is_data: bool = True) -> set[str]:
         """The kinds of secrets in a text.
 
         Args:
             text: anything that is to be published.
-            is_data: false for the card, which may hold numbers and the words of classes.
+            is_data: false for the card and for the names of columns, which may hold numbers and words of classes.
         """
         folded, said = text.casefold(), tokens(text)
         found = {kind for literal, kind in self.literals.items() if literal in folded}
         loud = {word for word in answers.names(text) for word in tokens(word)} - self.public
-        loud |= {word for word in said if _has_digit(word) and (is_data or not word.isdigit() or len(word) > 5)}
+        loud |= {
+            word for word in said if _has_digit(word) and (is_data or not word.isdigit() or len(word) > 5)
+        }
         found |= {self._words[word] for word in set(said) & loud if word in self._words}
         for run in _runs_of(said):
             if run in self._runs and run not in self._said and (len(run) == TOGETHER or loud & set(run)):
@@ -135,14 +175,22 @@ class Secrets:
             found.add(MACHINE)
         if is_data:
             longest = max((len(name) for name in self._classes), default=0)
+            said = tokens(NEUTRAL.sub(" ", text))
+            found |= {STAYS} if tuple(said) in self._values else set()
             runs = {tuple(said[i : i + n]) for n in range(1, longest + 1) for i in range(len(said) - n + 1)}
             found |= contacts(text) | ({CLASS} if runs & self._classes else set())
         return found
 
+    def knows(self, number: int) -> bool:
+        """Whether a number is one of a column that stays."""
+        return number in self._numbers
+
     def find_bytes(self, data: bytes) -> set[str]:
         """The kinds of secrets that stand in a file's bytes as they are."""
         folded = data.lower()
-        found = {kind for literal, kind in self.literals.items() if _worth(literal) and literal.encode() in folded}
+        found = {
+            kind for literal, kind in self.literals.items() if _worth(literal) and literal.encode() in folded
+        }
         names = (name for name in self._machine if len(name) > 5)
         return found | ({MACHINE} if any(name.casefold().encode() in folded for name in names) else set())
 

@@ -24,6 +24,7 @@ from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.release.finished import Audits, Finished
 from u2s_datasets.release.scan import NOT_IN_AUDIT, PRIVATE_COLUMNS
+from u2s_datasets.release.secrets import tokens
 
 ROW = "row"
 CAPTIONS = (schema.PUBLIC_CAPTION, schema.EDIT_INSTRUCTION)
@@ -78,11 +79,19 @@ def view_of(run: Finished, keep: Sequence[str] = ()) -> View:
             raise UsageError(f"the column {name!r} is private and never leaves")
         if name not in theirs or name in reserved or _has_bytes(theirs[name]):
             possible = ", ".join(n for n in theirs if n not in reserved) or "none"
-            raise UsageError(f"--keep takes a column of the run that holds no files; given: {name!r}; there are: {possible}")
+            raise UsageError(
+                f"--keep takes a column of the run that holds no files; given: {name!r}; there are: {possible}"
+            )
     left = {
         name: reason
         for name, f in theirs.items()
-        if (reason := "its name is taken" if name in reserved else "" if name in keep else _reason(run, name, f))
+        if (
+            reason := "its name is taken"
+            if name in reserved
+            else ""
+            if name in keep
+            else _reason(run, name, f)
+        )
     }
     own = tuple(name for name in theirs if name not in left)
     classes = {
@@ -136,18 +145,28 @@ def mask(text: str | None, classes: dict[str, list[str]]) -> str | None:
     >>> mask("A photo of the class Red Barn.", {"label": ["red_barn"]})
     'A photo of the class class_0.'
     """
-    if not text:
+    neutral = {
+        tuple(words): f"class_{index}"
+        for names in classes.values()
+        for index, name in enumerate(names)
+        if (words := tokens(name))
+    }
+    if not text or not neutral:
         return text
-    for names in classes.values():
-        # Longer names first: "red barn door" before "red barn".
-        for index, name in sorted(enumerate(names), key=lambda item: -len(item[1])):
-            if words := re.findall(r"[^\W_]+", name):
-                pattern = rf"(?<![^\W_]){r'[\W_]+'.join(map(re.escape, words))}(?![^\W_])"
-                text = re.sub(pattern, f"class_{index}", text, flags=re.IGNORECASE)
-    return text
+    # Longer names first: "red barn door" before "red barn". All in one pass, so that nothing is replaced twice.
+    forms = sorted(neutral, key=lambda words: (-len(words), words))
+    pattern = "|".join(r"[\W_]+".join(map(re.escape, words)) for words in forms)
+    return re.sub(
+        rf"(?<![^\W_])(?:{pattern})(?![^\W_])",
+        lambda found: neutral[tuple(tokens(found[0]))],
+        text,
+        flags=re.IGNORECASE,
+    )
 
 
-def write_view(run: Finished, audits: Audits, view: View, folder: Path, shuffle_seed: int | None = None) -> None:
+def write_view(
+    run: Finished, audits: Audits, view: View, folder: Path, shuffle_seed: int | None = None
+) -> None:
     """Writes `folder/data/SPLIT-i-of-n.parquet` with the rows that may leave.
 
     Args:
@@ -178,6 +197,7 @@ def _tables(run: Finished, audits: Audits, view: View, split: str) -> Iterator[p
 
 
 def _column(rows: pa.RecordBatch, wanted: pa.Field, view: View) -> pa.Array:
+    values: list[Any]
     if wanted.name == schema.IMAGE:
         values = [{"bytes": value["bytes"], "path": None} for value in rows[schema.EDITED_IMAGE].to_pylist()]
     elif wanted.name == schema.AUDIT:

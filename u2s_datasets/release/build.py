@@ -1,0 +1,215 @@
+"""Makes the folder that is published: view, gate, card, and the scan of what came out, in that order.
+
+A dry run and a push make it with this one function, so they hold the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from u2s_datasets import schema
+from u2s_datasets.errors import UsageError
+from u2s_datasets.evaluation.module import build, chosen_scores
+from u2s_datasets.release.card import Told, card_of, check_license
+from u2s_datasets.release.finished import Finished, audits_of, open_finished
+from u2s_datasets.release.gate import (
+    Check,
+    Refused,
+    audit_checks,
+    demand,
+    private_texts,
+    read_limits,
+    score_run,
+)
+from u2s_datasets.release.likeness import Originals
+from u2s_datasets.release.scan import CARD, Leak, learn_row, scan
+from u2s_datasets.release.secrets import Secrets
+from u2s_datasets.release.view import View, view_of, write_view
+from u2s_datasets.run.source import Source
+from u2s_datasets.transforms.score import Score
+
+RECORD = "releases.yaml"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to publish, and how.
+
+    Attributes:
+        run: the folder that `u2s anonymize` wrote.
+        repo: "namespace/name" on the Hub.
+        license: of the published images, an identifier that the Hub knows.
+        originals: the opened source of the run; with it images are scored and compared.
+        keep: columns to publish besides those that may leave anyway.
+        accept: limits to change, as "name=value".
+        shuffle_seed: of the order of the rows; None keeps it.
+        score: what is measured against the originals.
+    """
+
+    run: Path
+    repo: str
+    license: str | None
+    originals: Source | None = None
+    keep: Sequence[str] = ()
+    accept: Sequence[str] = ()
+    shuffle_seed: int | None = None
+    score: Score = field(default_factory=lambda: build(chosen_scores(["cheating", "privacy"])[1], {}))
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder that may be published.
+
+    Attributes:
+        folder: README.md and data/.
+        view: which columns it has, and which stayed.
+        checks: the gate's.
+        statuses: rows of the run by status.
+        digest: of all its files and their names.
+    """
+
+    folder: Path
+    view: View
+    checks: list[Check]
+    statuses: dict[str, int]
+    digest: str
+
+
+@contextmanager
+def built(request: Request, on_rows: Callable[[int], None] = lambda rows: None) -> Iterator[Release]:
+    """Makes the release in a temporary folder that only this user can read, and removes it afterwards.
+
+    Raises:
+        UsageError: the run is not finished or not verified, or a request makes no sense.
+        Refused: a limit is not kept, or the scan found something.
+    """
+    license, limits = check_license(request.license), read_limits(request.accept)
+    check_repo(request.repo)
+    run = open_finished(request.run)
+    audits, view = audits_of(run), view_of(run, request.keep)
+    scored = None
+    if request.originals is not None:
+        scored = score_run(request.run, request.originals, audits, request.score, on_rows)
+    secrets, originals = _learn(run, view, request)
+    private = private_texts(run, audits, view, secrets)
+    checks = audit_checks(audits, limits, private, scored.unscored if scored else [])
+    checks += scored.checks(limits) if scored else []
+    demand(checks)
+    with tempfile.TemporaryDirectory(prefix="u2s-release-") as place:
+        folder = Path(place) / "release"
+        write_view(run, audits, view, folder, request.shuffle_seed)
+        report, is_shuffled = scored.report if scored else None, request.shuffle_seed is not None
+        told = Told(
+            request.repo, license, run, audits, view, checks, list(request.accept), report, is_shuffled
+        )
+        (folder / CARD).write_text(str(card_of(told)), "utf-8")
+        stop_leaks(scan(folder, secrets, originals))
+        yield Release(folder, view, checks, audits.statuses, digest_of(folder))
+
+
+def check_repo(repo: str) -> None:
+    """Checks the name of a repository.
+
+    Raises:
+        UsageError: it is not "namespace/name".
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo) or re.search(
+        r"\.\.|--|\.git$|[.-]$", repo
+    ):
+        raise UsageError(f"--repo is namespace/name on the Hub; given: {repo!r}")
+
+
+def _learn(run: Finished, view: View, request: Request) -> tuple[Secrets, Originals | None]:
+    """Everything about the run that may not be found again."""
+    secrets = Secrets([*view.public_texts, request.repo])
+    secrets.add_machine()
+    for names in view.classes.values():
+        for name in names:
+            secrets.add_class(name)
+    originals = None if request.originals is None else Originals()
+    staying = [name for name in view.left if name not in schema.ADDED_COLUMNS]
+    columns = (schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION, *staying)
+    for split in run.files:
+        data = request.originals.splits[split].with_format("arrow") if request.originals else None
+        for start, batch in run.batches(split, columns):
+            images = [None] * batch.num_rows
+            if data is not None and request.originals is not None:
+                table = data[start : start + batch.num_rows]
+                images = table[request.originals.image_column].to_pylist()
+            for index, (row, image) in enumerate(zip(batch.to_pylist(), images, strict=True), start):
+                learn_row(secrets, originals, (split, index), row, image, staying)
+    return secrets, originals
+
+
+def stop_leaks(leaks: list[Leak]) -> None:
+    """Stops where the scan found something.
+
+    Raises:
+        Refused: with what and where, by number.
+    """
+    if not leaks:
+        return
+    places: dict[tuple[str, str], list[int]] = {}
+    for leak in leaks:
+        places.setdefault((leak.file, leak.kind), []).append(leak.row)
+    lines = ["the release is refused; the scan of what would be published found:"]
+    for (file, kind), rows in list(places.items())[:20]:
+        numbers = [str(row) for row in rows if row >= 0]
+        where = f", row {', '.join(numbers[:10])}{' ...' if len(numbers) > 10 else ''}" if numbers else ""
+        lines.append(f"  {kind} in {file}{where}")
+    raise Refused("\n".join(lines))
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def write_release(
+    request: Request, target: Path, on_rows: Callable[[int], None] = lambda rows: None
+) -> Release:
+    """Writes the folder that a push would send.
+
+    Raises:
+        UsageError: as `built`; or the target is not new or empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError("--dry-run takes a new or empty folder")
+    with built(request, on_rows) as release:
+        record(request, release)
+        try:
+            shutil.copytree(release.folder, target, dirs_exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"the folder of --dry-run can't be written ({error.strerror})") from error
+        return Release(target, release.view, release.checks, release.statuses, release.digest)
+
+
+def record(request: Request, release: Release) -> None:
+    """Notes a release in the run's folder, which is private: the order's seed would undo the shuffling.
+
+    Raises:
+        UsageError: the folder can't be written.
+    """
+    file = request.run / RECORD
+    entry = {"repo": request.repo, "shuffle_seed": request.shuffle_seed, "accepted": list(request.accept)}
+    try:
+        there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(yaml.safe_dump({**(there or {}), release.digest: entry}), "utf-8")
+        os.replace(temporary, file)
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{RECORD} in the folder of the run can't be written; it keeps the seed") from error
