@@ -295,7 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
         for wanted in json.loads(body)["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.server.hub.objects:
-                entry["actions"] = {"upload": {"href": f"{self.server.hub.url}/lfs/{wanted['oid']}?signature=secret"}}
+                entry["actions"] = {
+                    "upload": {"href": f"{self.server.hub.url}/lfs/{wanted['oid']}?signature=secret"}
+                }
             objects.append(entry)
         return 200, {"transfer": "basic", "objects": objects}
 

@@ -169,7 +169,9 @@ def _labels(view: View) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:g}" if value == int(value) else f"{value:.3f}"
+    return (
+        "nothing to measure" if math.isnan(value) else f"{value:g}" if value == int(value) else f"{value:.3f}"
+    )
 
 
 def _column(name: str, view: View) -> dict[str, str]:
@@ -200,17 +202,21 @@ def _steps(settings: dict[str, Any]) -> list[str]:
     stripped = "Metadata (EXIF, GPS, XMP, IPTC, comments, thumbnails, texts of colour profiles) and file names were removed."
     if not settings:
         return ["Images were inspected and the unsafe ones edited.", checked, stripped]
-    detectors = [name for name, value in (settings["inspect"].get("detectors") or {}).items() if value]
+    detectors = [
+        name for name, value in (settings["inspect"].get("detectors") or {}).items() if value is not None
+    ]
     looked = f"Detectors looked for {', '.join(detectors)}" if detectors else "No detector looked"
     chat = settings["inspect"].get("chat")
     asked = f", and a model judged {len(settings['inspect']['criteria'])} points" if chat else ""
-    editor = settings["edit"]["editor"]["kind"]
+    # An adapter of the user's own has no kind in the settings.
+    kind = settings["edit"]["editor"].get("kind")
+    editor = f"`{kind}`" if kind else "an editor of their owner's"
     where = (
         "inside the regions found"
         if settings["edit"].get("composite") == "regions"
         else "over the whole image"
     )
-    return [f"{looked}{asked}.", f"Unsafe images were edited by `{editor}` {where}.", checked, stripped]
+    return [f"{looked}{asked}.", f"Unsafe images were edited by {editor} {where}.", checked, stripped]
 
 
 def _models(run: Finished) -> list[dict[str, str]]:

@@ -23,7 +23,8 @@ from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import STRIPPERS, Photo
 from u2s_datasets.release.finished import AT_A_TIME, Row
 from u2s_datasets.release.likeness import Originals, Unsafe
-from u2s_datasets.release.secrets import STAYS, Secrets, contacts
+from u2s_datasets.release.secrets import CARD as IN_CARD
+from u2s_datasets.release.secrets import FOOTER, STAYS, Secrets, contacts
 from u2s_datasets.transforms.inspect import evidence_of
 
 CARD = "README.md"
@@ -105,7 +106,7 @@ def scan(folder: Path, secrets: Secrets, originals: Originals | None = None) -> 
         if not (name == CARD or DATA.fullmatch(name)) or path.is_symlink():
             leaks.add(Leak(f"file {index}", "a file that is no part of a release"))
             name = f"file {index}"
-        leaks |= {Leak(name, kind) for kind in secrets.find(path.relative_to(folder).as_posix(), False)}
+        leaks |= {Leak(name, kind) for kind in secrets.find(path.relative_to(folder).as_posix(), FOOTER)}
         data = path.read_bytes()
         leaks |= {Leak(name, kind) for kind in secrets.find_bytes(data)}
         if data[:4] == b"PAR1":
@@ -121,7 +122,7 @@ def _text(name: str, data: bytes, secrets: Secrets) -> Iterator[Leak]:
     except UnicodeDecodeError:
         yield Leak(name, "bytes that are no text")
         return
-    for kind in secrets.find(text, is_data=False):
+    for kind in secrets.find(text, IN_CARD):
         yield Leak(name, kind)
     if re.search(r"data:\w+/|;base64,", text):
         yield Leak(name, "an embedded file")
@@ -171,7 +172,7 @@ def _metadata(name: str, file: pq.ParquetFile, secrets: Secrets) -> Iterator[Lea
     if names & PRIVATE_COLUMNS or inner & NOT_IN_AUDIT or any(name.startswith("__index") for name in names):
         yield Leak(name, "a private column")
     for text in texts:
-        yield from (Leak(name, kind) for kind in secrets.find(text, is_data=False) | contacts(text))
+        yield from (Leak(name, kind) for kind in secrets.find(text, FOOTER) | contacts(text))
     for class_name in _class_names(found.get(b"huggingface", b"")):
         yield from (Leak(name, kind) for kind in secrets.find(class_name))
 

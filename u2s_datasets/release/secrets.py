@@ -27,6 +27,7 @@ CAPTION, READ, NAME, CLASS, MACHINE = (
     "user or host",
 )
 STAYS = "a value of a column that stays"
+DATA, CARD, FOOTER = "data", "card", "footer"  # where a text stands
 EMAIL, PHONE = "e-mail address", "telephone number"
 TOGETHER = 4  # words in a row that count whatever they are
 LARGE = 1_000_000  # from which on a number is too rare to be a coincidence
@@ -154,18 +155,21 @@ class Secrets:
             name for name in sorted(found) if len(name) > 2 and not set(tokens(name)) <= GENERIC | self.public
         ]
 
-    def find(self, text: str, is_data: bool = True) -> set[str]:
+    def find(self, text: str, place: str = DATA) -> set[str]:
         """The kinds of secrets in a text.
 
         Args:
             text: anything that is to be published.
-            is_data: false for the card and for the names of columns, which may hold numbers and words of classes.
+            place: `DATA` for a value of a row; `CARD`, which may hold numbers; `FOOTER` for names of columns and
+                the like, which the owner chose.
         """
         folded, said = text.casefold(), tokens(text)
         found = {kind for literal, kind in self.literals.items() if literal in folded}
         loud = {word for word in answers.names(text) for word in tokens(word)} - self.public
         loud |= {
-            word for word in said if _has_digit(word) and (is_data or not word.isdigit() or len(word) > 5)
+            word
+            for word in said
+            if _has_digit(word) and (place == DATA or not word.isdigit() or len(word) > 5)
         }
         found |= {self._words[word] for word in set(said) & loud if word in self._words}
         for run in _runs_of(said):
@@ -173,13 +177,18 @@ class Secrets:
                 found.add(self._runs[run])
         if any(_stands_in(name, text) for name in self._machine):
             found.add(MACHINE)
-        if is_data:
-            longest = max((len(name) for name in self._classes), default=0)
-            said = tokens(NEUTRAL.sub(" ", text))
-            found |= {STAYS} if tuple(said) in self._values else set()
-            runs = {tuple(said[i : i + n]) for n in range(1, longest + 1) for i in range(len(said) - n + 1)}
-            found |= contacts(text) | ({CLASS} if runs & self._classes else set())
+        if place == DATA:
+            found |= contacts(text) | ({STAYS} if tuple(said) in self._values else set())
+        if place != FOOTER and self._says_class(NEUTRAL.sub(" ", text), place):
+            found.add(CLASS)
         return found
+
+    def _says_class(self, text: str, place: str) -> bool:
+        """Whether a class name stands in a text; in the card, one that is no word of its own."""
+        said = tokens(text)
+        longest = max((len(name) for name in self._classes), default=0)
+        runs = {tuple(said[i : i + n]) for n in range(1, longest + 1) for i in range(len(said) - n + 1)}
+        return any(place == DATA or not set(name) <= self.public for name in runs & self._classes)
 
     def knows(self, number: int) -> bool:
         """Whether a number is one of a column that stays."""

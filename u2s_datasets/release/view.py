@@ -243,7 +243,7 @@ def _write(tables: Iterator[pa.Table], split: str, view: View, folder: Path) -> 
             if writer is not None:
                 writer.close()
             written.append(folder / f".{split}-{len(written)}")
-            writer, size = pq.ParquetWriter(written[-1], target, store_schema=False), 0
+            writer, size = pq.ParquetWriter(written[-1], target), 0
         writer.write_table(table, row_group_size=GROUP)
         size += table.nbytes
     if writer is not None:
