@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from u2s_datasets import image_metadata as metadata
 
 ORIENTATION = 0x0112
 _filters = threading.RLock()
+# It writes the values of EXIF tags into its log at DEBUG.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.INFO)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,16 +48,14 @@ def push(
 ) -> None:
     """Publishes what may leave of a run as a dataset on the Hub."""
     with errors():
-        from u2s_datasets.evaluation.module import build, chosen_scores
         from u2s_datasets.release import push as push_
         from u2s_datasets.release.build import Request, write_release
         from u2s_datasets.run.source import open_source
 
-        names = [name.strip() for name in metrics.split(",") if name.strip()]
-        _, scores = chosen_scores(sorted({*names, "cheating", "privacy"}))
         source = open_source(originals, None, image_column) if originals else None
-        score = build(scores, config.read_overrides(set_ or []))
-        request = Request(run, repo, license, source, keep or (), accept or (), shuffle_seed, score)
+        request = Request(run, repo, license, source, keep or (), accept or (), shuffle_seed)
+        if source is not None:
+            request = replace(request, score=_score(metrics, set_ or []))
         total = sum(len(data) for data in source.splits.values()) if source else 0
         with progress(total) as advance:
             if dry_run is not None:
@@ -66,6 +65,15 @@ def push(
                 release, place = push_.push(request, private, create_pr, revision, advance)
         _report(release, source is not None, shuffle_seed)
         print(f"The release is at {place}.")
+
+
+def _score(metrics: str, overrides: list[str]) -> Any:
+    from u2s_datasets.evaluation.module import build, chosen_scores
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    # The gate needs these two.
+    _, scores = chosen_scores(sorted({*names, "cheating", "privacy"}))
+    return build(scores, config.read_overrides(overrides))
 
 
 def _report(release: Any, is_compared: bool, shuffle_seed: int | None) -> None:

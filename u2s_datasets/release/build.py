@@ -19,7 +19,6 @@ import yaml
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.evaluation.module import build, chosen_scores
 from u2s_datasets.release.card import Told, card_of, check_license
 from u2s_datasets.release.finished import Finished, audits_of, open_finished
 from u2s_datasets.release.gate import (
@@ -63,7 +62,7 @@ class Request:
     keep: Sequence[str] = ()
     accept: Sequence[str] = ()
     shuffle_seed: int | None = None
-    score: Score = field(default_factory=lambda: build(chosen_scores(["cheating", "privacy"])[1], {}))
+    score: Score = field(default_factory=Score)
 
 
 @dataclass(frozen=True)
