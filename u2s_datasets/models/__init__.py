@@ -10,6 +10,7 @@ from u2s_datasets.models.base import Adapter, ChatModel, Detector, Editor, FaceE
 from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.editors.flow_edit import FlowEdit
+from u2s_datasets.models.editors.instruct import InstructEditor
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.endpoint import EndpointChat
@@ -28,6 +29,7 @@ else:
     )
     AnyFaceEmbedder = DlibFaceEmbedder | InstanceOf[Adapter]
     AnyEditor = (
-        Annotated[Redactor | FlowEdit | InstructPix2Pix, Field(discriminator="kind")] | InstanceOf[Adapter]
+        Annotated[Redactor | FlowEdit | InstructPix2Pix | InstructEditor, Field(discriminator="kind")]
+        | InstanceOf[Adapter]
     )
     AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]
