@@ -184,6 +184,16 @@ def test_the_flag_of_a_run_is_scored_against_labels(finished, photographs, tmp_p
     assert 0.5 < found["balanced_accuracy"] <= 1
 
 
+def test_utility_without_labels_is_undefined(finished, photographs, tmp_path):
+    file = tmp_path / "scores.json"
+    result = evaluated(finished, "--originals", photographs, "--metrics", "utility", "--json", file)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())["run"]["utility"]
+    assert found["recall"] is None
+    assert (found["recall_n"], found["rows"]) == (0, 12)
+    assert "undefined (n 0)" in result.output
+
+
 def test_what_is_no_pair_is_refused(finished, photographs, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
@@ -205,7 +215,6 @@ def test_what_is_no_pair_is_refused(finished, photographs, tmp_path):
         ("--metrics", "beauty"): "unknown metric beauty",
         ("--scores", "beauty"): "unknown score beauty",
         ("--baselines", "beauty"): "unknown baseline beauty",
-        ("--metrics", "utility"): "utility needs --labels",
         ("--set", "faces.sise=1"): "faces.sise",
     }.items():
         result = evaluated(finished, "--originals", photographs, *option)

@@ -14,7 +14,6 @@ from rich.table import Table
 from u2s_datasets import config
 from u2s_datasets.cli.common import SetOption, errors, progress
 from u2s_datasets.cli.main import app
-from u2s_datasets.errors import UsageError
 
 metrics_app = typer.Typer(no_args_is_help=True, help="The four metrics as modules of `evaluate`.")
 app.add_typer(metrics_app, name="metrics")
@@ -54,8 +53,6 @@ def evaluate(
 
         names, chosen = chosen_scores(_list(metrics), _list(scores or ""))
         beside = check_baselines(_list(baselines))
-        if "utility" in names and labels is None:
-            raise UsageError("utility needs --labels: what is truly unsafe, to score the privacy flag")
         opened = runs.open_run(run, open_source(originals, None, image_column))
         labelled = labels_of(opened, labels) if labels else None
         for note in opened.notes:
@@ -63,7 +60,11 @@ def evaluate(
         score = build(chosen, config.read_overrides(set_ or []))
         with progress(sum(len(data) for data in opened.splits.values())) as advance:
             report = runs.evaluate_run(run, opened, score, beside, confidence, batch_size, advance)
-        if labelled is not None:
+        if "utility" in names:
+            if labelled is None:
+                print(
+                    "note: utility is undefined without --labels, which say what is unsafe", file=sys.stderr
+                )
             report[runs.RUN]["utility"] = runs.flag_scores(run, opened, labelled, confidence)
         if json_ is not None:
             json_.write_text(json.dumps(runs.as_json(report), indent=2) + "\n", "utf-8")

@@ -107,16 +107,21 @@ def evaluate_run(
 
 
 def flag_scores(
-    run: Path, originals: Source, labelled: list[bool], confidence: float | None
+    run: Path, originals: Source, labelled: list[bool] | None, confidence: float | None
 ) -> dict[str, float | int]:
-    """The flag's scores of utility: what the run called unsafe against labels in the order of the rows."""
+    """The flag's scores of utility: what the run called unsafe against labels in the order of the rows.
+
+    Without labels they are undefined.
+    """
     risks = (
         value["unsafe"]
         for split in originals.splits
         for file in _files(run, split)
         for value in pq.read_table(file, columns=[schema.RISK])[schema.RISK].to_pylist()
     )
-    return utility(list(risks), labelled, ["balanced_accuracy", "recall"], confidence)
+    flags = list(risks)
+    true = [None] * len(flags) if labelled is None else labelled
+    return utility(flags, true, ["balanced_accuracy", "recall"], confidence)
 
 
 def _reduce_batch(

@@ -12,6 +12,7 @@ from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.clip import Clip
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.editors.flow_edit import FlowEdit
+from u2s_datasets.models.editors.instruct import InstructEditor
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.models.editors.redact import Redactor
 from u2s_datasets.models.endpoint import EndpointChat
@@ -32,10 +33,11 @@ else:
     AnyDetector = (
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
-    AnyFaceEmbedder = Annotated[DlibFaceEmbedder | ArcFace, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyEditor = (
-        Annotated[Redactor | FlowEdit | InstructPix2Pix, Field(discriminator="kind")] | InstanceOf[Adapter]
+        Annotated[Redactor | FlowEdit | InstructPix2Pix | InstructEditor, Field(discriminator="kind")]
+        | InstanceOf[Adapter]
     )
+    AnyFaceEmbedder = Annotated[DlibFaceEmbedder | ArcFace, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyChat = Annotated[TransformersChat | EndpointChat, Field(discriminator="kind")] | InstanceOf[Adapter]
     AnyClip = Clip | InstanceOf[Adapter]
     AnyLpips = Lpips | InstanceOf[Adapter]
