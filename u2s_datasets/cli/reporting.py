@@ -56,7 +56,9 @@ def review(
 
         folder, source = _open(run, originals)
         server = ReviewServer(folder, source, port)
-        print(f"Open {server.url}\nOnly this computer can, and only with this address. Ctrl-C ends the review.")
+        print(
+            f"Open {server.url}\nOnly this computer can, and only with this address. Ctrl-C ends the review."
+        )
         sys.stdout.flush()
         try:
             server.serve_forever()

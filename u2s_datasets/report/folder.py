@@ -168,7 +168,15 @@ def _settings(path: Path) -> dict[str, Any]:
         known = {"fingerprint", "image_column", "label_column"} <= set(settings["data"])
         if not (whole and known and "seed" in settings["settings"]):
             raise ValueError
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (
+        OSError,
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as e:
         raise UsageError(f"the run's {SETTINGS_FILE} is damaged") from e
     return settings
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from u2s_datasets import schema
-from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.errors import UnreadableImage, UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.report.decisions import Decisions
 from u2s_datasets.report.folder import RunFolder
@@ -115,10 +115,9 @@ def details_of(run: RunFolder, originals: Originals | None, number: int, side: i
         of the original in pixels, `regions`, and the texts.
 
     Raises:
-        UsageError: the original is not the one that the run saw.
+        UsageError: the original is not the one that the run saw, or the edited image is damaged.
     """
-    data = run.edited(number)
-    edited = None if data is None else Photo.of(data, run.settings["settings"]["max_pixels"])
+    edited = _edited(run, number)
     before = None if originals is None else originals.photo(number, edited)
     original = None if isinstance(before, UnreadableImage) else before
     shown = edited or original
@@ -129,9 +128,30 @@ def details_of(run: RunFolder, originals: Originals | None, number: int, side: i
         "after": None if edited is None else picture(edited.pixels, side),
         "same": same,
         "size": None if shown is None else [shown.pixels.shape[1], shown.pixels.shape[0]],
-        "unreadable": str(before) if isinstance(before, UnreadableImage) else None,
+        "whole": _is_whole(run, fact),
         **_texts(fact),
     }
+
+
+def _edited(run: RunFolder, number: int) -> Photo | None:
+    data = run.edited(number)
+    if data is None:
+        return None
+    try:
+        photo = Photo.of(data, run.settings["settings"]["max_pixels"])
+        photo.pixels
+        return photo
+    except UnreadableImage as error:
+        split, row = run.place(number)
+        raise UsageError(f"the edited image of row {row} of {split!r} can't be read: {error}") from error
+
+
+def _is_whole(run: RunFolder, fact: dict[str, Any]) -> bool:
+    """Whether the edit that counts was allowed to change the whole picture."""
+    status = fact[schema.AUDIT]["status"]
+    full = run.settings["settings"]["edit"]["composite"] == "full" and status == Status.EDITED.value
+    edited = status in (Status.EDITED.value, Status.REDACTED.value)
+    return edited and (full or schema.needs_whole_image(fact[schema.RISK]))
 
 
 def _texts(fact: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +162,6 @@ def _texts(fact: dict[str, Any]) -> dict[str, Any]:
             {"box": [round(v, 1) for v in r.box], "kind": r.kind, "score": _plain(r.score)}
             for r in schema.regions_of(risk)
         ],
-        "whole": bool(risk["unsafe"]) and schema.needs_whole_image(risk),
         "private": fact[schema.PRIVATE_CAPTION],
         "public": fact[schema.PUBLIC_CAPTION],
         "instruction": fact[schema.EDIT_INSTRUCTION],

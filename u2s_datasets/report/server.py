@@ -12,6 +12,7 @@ import hmac
 import json
 import secrets
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,6 +27,16 @@ from u2s_datasets.report.rows import details_of
 ADDRESS = "127.0.0.1"
 SIDE = 1280
 MAX_BODY = 4096  # bytes of a decision
+JSON = "application/json"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Connection": "close",
+}
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -46,7 +57,9 @@ class ReviewServer(ThreadingHTTPServer):
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
-            raise UsageError(f"port {port} can't be used ({error.strerror}); choose another --port") from error
+            raise UsageError(
+                f"port {port} can't be used ({error.strerror}); choose another --port"
+            ) from error
 
     @property
     def origin(self) -> str:
@@ -79,29 +92,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self._post)
 
-    def _answer(self, handle: Any) -> None:
+    def _answer(self, handle: Callable[[str], tuple[str, bytes]]) -> None:
+        status = HTTPStatus.OK
         try:
-            status, kind, body = HTTPStatus.OK, *handle(self._checked_path())
+            kind, body = handle(self._checked_path())
         except _Refused as refused:
-            status, kind, body = refused.status, "application/json", _json({"error": str(refused)})
+            status, kind, body = refused.status, JSON, _json({"error": str(refused)})
         except UsageError as error:
-            status, kind, body = HTTPStatus.CONFLICT, "application/json", _json({"error": str(error)})
+            status, kind, body = HTTPStatus.CONFLICT, JSON, _json({"error": str(error)})
         self.send_response(status)
-        for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8",
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
-            "Content-Security-Policy": policy("review") + "; frame-ancestors 'none'",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Referrer-Policy": "same-origin",
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "DENY",
-            "Connection": "close",
-        }.items():
+        for name, value in HEADERS.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", policy("review") + "; frame-ancestors 'none'")
+        try:
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:  # the browser has moved on
+            self.close_connection = True
 
     def _checked_path(self) -> str:
         """What follows the token.
@@ -125,16 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
         folder, _, name = path.partition("/")
         if folder != "rows":
             raise _Refused(HTTPStatus.NOT_FOUND)
-        return "application/json", _json(
-            details_of(server.run, server.originals, self._number(name), SIDE)
-        )
+        return JSON, _json(details_of(server.run, server.originals, self._number(name), SIDE))
 
     def _post(self, path: str) -> tuple[str, bytes]:
         if path != "decisions":
             raise _Refused(HTTPStatus.NOT_FOUND)
         if self.headers.get("Origin") != self.server.origin:
             raise _Refused(HTTPStatus.FORBIDDEN)
-        if self.headers.get("Content-Type") != "application/json":
+        if self.headers.get("Content-Type") != JSON:
             raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit() or int(length) > MAX_BODY:
@@ -147,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.BAD_REQUEST, "that is no decision") from error
         with self.server.deciding:
             decide(self.server.run, number, decision)
-        return "application/json", _json({"decision": value})
+        return JSON, _json({"decision": value})
 
     def _number(self, text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) >= len(self.server.run):

@@ -99,9 +99,9 @@ function fill(element, body, number, details, open) {
     checksOf(number), textsOf(details), factsOf(number, details), decisionButtons(number, decided));
   const larger = make("button", { type: "button", class: "quiet larger", "aria-keyshortcuts": "o", onclick: () => open(number, details, pictures.dataset.view) }, "Larger");
   body.removeAttribute("aria-busy");
-  body.replaceChildren(make("div", { class: "pictures" }, pictures, larger), facts);
+  body.replaceChildren(make("div", { class: "pictures" }, pictures, details.size && larger), facts);
   element.pictures = pictures;
-  element.open = () => open(number, details, pictures.dataset.view);
+  element.open = () => details.size && open(number, details, pictures.dataset.view);
   element.decide = isReview ? decided : () => {};
   markDecision(element, number);
 }

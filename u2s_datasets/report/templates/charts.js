@@ -1,13 +1,14 @@
 // Histograms of the checks and of the attempts, over the rows that the filters leave.
 
 const BINS = 16;
+const FEWEST = 8; // bins of a count, so that a single value is a bar and not a block
 const CHART = { width: 240, height: 72, base: 56 };
 
 function binsOf(values, axis) {
   const highest = Math.max(...values);
   if (axis === "count") {
     const step = Math.max(1, Math.ceil((highest + 1) / BINS));
-    const size = Math.floor(highest / step) + 1;
+    const size = Math.max(FEWEST, Math.floor(highest / step) + 1);
     return { low: 0, step, counts: tally(values, 0, step, size) };
   }
   const low = Math.min(0, ...values.filter((value) => value < 0));

@@ -147,7 +147,7 @@ const KEYS = {
   j: () => step(1), k: () => step(-1), n: () => turn(1), p: () => turn(-1),
   b: onCurrent((card) => card.pictures.flip()), v: onCurrent((card) => card.pictures.next()),
   o: onCurrent((card) => card.open()), r: () => setRegions(!state.regions),
-  f: () => { byId("filters").scrollIntoView({ block: "nearest" }); byId("reason").focus(); },
+  f: () => { byId("filters-panel").open = true; byId("reason").focus(); },
   a: onCurrent((card) => card.decide("accept")), d: onCurrent((card) => card.decide("redo")),
   w: onCurrent((card) => card.decide("withhold")), u: onCurrent((card) => card.decide(null)),
   "?": () => byId("keys").showModal(),
@@ -200,6 +200,8 @@ byId("theme").addEventListener("click", () => setTheme(document.documentElement.
 isDark.addEventListener("change", () => setTheme(isDark.matches));
 
 setTheme(isDark.matches);
+// On a phone the rows come first.
+if (matchMedia("(max-width: 760px)").matches) byId("charts-panel").open = byId("filters-panel").open = false;
 drawStatuses();
 drawChoices();
 update();

@@ -1,6 +1,6 @@
 // The comparison of one row: a slider, both sides, or one of them, with the regions drawn over.
 
-const VIEWS = { slider: "Slider", both: "Side by side", before: "Before", after: "After" };
+const VIEWS = { slider: "Slider", both: "Both", before: "Before", after: "After" };
 
 function regionsOver(details) {
   const [width, height] = details.size;
@@ -8,23 +8,33 @@ function regionsOver(details) {
   for (const { box: [x0, y0, x1, y1], kind, score } of details.regions) {
     const label = score === null ? kind : `${kind}, ${figure(score)}`;
     const rect = { x: x0, y: y0, width: Math.max(x1 - x0, 0), height: Math.max(y1 - y0, 0), class: `region ${kind}` };
-    svg.append(make("rect", { ...rect, class: "halo" }), make("rect", rect, make("title", {}, label)));
+    svg.append(make("rect", { ...rect, class: "region halo" }), make("rect", rect, make("title", {}, label)));
   }
   return svg;
+}
+
+// Boxes fit only if the frame has the picture's own proportions, so they decide its width.
+function sized(element, details) {
+  if (details.size) {
+    element.classList.add("sized");
+    element.style.setProperty("--wide", `${details.size[0]}px`);
+    element.style.setProperty("--ratio", details.size[0] / details.size[1]);
+  }
+  return element;
 }
 
 function side(details, name, title) {
   const source = name === "before" && !details.same ? details.before : details.after;
   const frame = make("div", { class: `side ${name}` });
   if (!source) {
-    const why = name === "after" ? "Withheld: no picture leaves." : details.unreadable || "The original was not opened.";
+    const why = name === "after" ? "Withheld: no picture leaves." : "There is no picture of the original.";
     frame.classList.add("empty");
     frame.append(make("p", {}, why));
     return frame;
   }
   const image = make("img", { alt: `${title}, ${name}`, src: source, width: details.size[0], height: details.size[1], decoding: "async", draggable: "false" });
-  frame.append(image, regionsOver(details), make("span", { class: "tag", "aria-hidden": "true" }, name));
-  return frame;
+  frame.append(image, regionsOver(details), make("span", { class: "tag", "aria-hidden": "true" }, details.same ? "before and after" : name));
+  return sized(frame, details);
 }
 
 function slider(details, title) {
@@ -37,17 +47,13 @@ function slider(details, title) {
     },
   });
   box.append(make("span", { class: "knob", "aria-hidden": "true" }), input);
-  return box;
+  return sized(box, details);
 }
 
 // The ways in which a row can be shown: a slider needs two different pictures.
 function viewsOf(details) {
-  if (details.same || !details.before || !details.after) {
-    if (details.same) return ["after"];
-    if (!index.originals) return ["after"];
-    return details.before ? ["both", "before", "after"] : ["after"];
-  }
-  return Object.keys(VIEWS);
+  if (!details.before) return ["after"];
+  return details.after ? Object.keys(VIEWS) : ["both", "before"];
 }
 
 function startingView(details) {
