@@ -19,7 +19,9 @@ from u2s_datasets.run.source import open_source
 from u2s_datasets.transforms.checks import Limits
 from u2s_datasets.transforms.verify import audit
 
-EVIL = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'><!-- {{7*7}} ' \" & \u2028"
+EVIL = (
+    "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'><!-- {{7*7}} ' \" & \u2028"
+)
 GREY, SIZE = (120, 130, 140), (96, 64)
 
 
@@ -59,7 +61,7 @@ def write_photographs(folder: Path) -> None:
     for name, image in names.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encoded(image, 4000))
-    (folder / "b/7.png").write_bytes(encoded(drawn(80, red=True))[:300])
+    (folder / "b/7.png").write_bytes(encoded(drawn(80, red=True))[:150])
 
 
 def small_run(folder: Path) -> tuple[Path, Path]:
@@ -83,8 +85,14 @@ def large_run(folder: Path, rows: int) -> tuple[Path, Path]:
     prepare(source, settings, folder / "run", 256)
     arrow = output_features(source).arrow_schema
     for shard in shards_of(source, folder / "run", 256):
-        added = [_made_up(number, before[number % 40], after[number % 40]) for number in range(shard.start, shard.stop)]
-        table = [{"label": number % 2, **row} for number, row in zip(range(shard.start, shard.stop), added, strict=True)]
+        added = [
+            _made_up(number, before[number % 40], after[number % 40])
+            for number in range(shard.start, shard.stop)
+        ]
+        table = [
+            {"label": number % 2, **row}
+            for number, row in zip(range(shard.start, shard.stop), added, strict=True)
+        ]
         pq.write_table(pa.Table.from_pylist(table, schema=arrow), shard.path, row_group_size=32)
     return folder / "run", originals
 

@@ -40,9 +40,9 @@ class Originals:
             raise UsageError(f"the originals are not the run's data (their fingerprint differs); {HINT}")
         for split, rows in run.splits.items():
             # The first rows of the same data are what `--limit` takes.
-            have = len(opened.splits[split]) if split in opened.splits else 0
-            if have < rows:
-                raise UsageError(f"the run has {rows} rows of {split!r}, the originals {have}; {HINT}")
+            have = len(opened.splits[split]) if split in opened.splits else "no such split"
+            if isinstance(have, str) or have < rows:
+                raise UsageError(f"the run has {rows} rows of {split!r}, the originals: {have}; {HINT}")
         self._run = run
         self._column = opened.image_column
         self._splits = {name: opened.splits[name].with_format("arrow") for name in run.splits}

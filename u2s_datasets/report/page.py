@@ -19,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.models.base import parallel
 from u2s_datasets.report.decisions import decisions_of
@@ -129,11 +130,12 @@ def _render(
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     settings = run.settings["settings"]
+    editors = {fact[schema.AUDIT]["editor"] for fact in run.facts} - {None}
     detectors = [name for name, value in settings["inspect"]["detectors"].items() if value]
     return [
         ("Rows", f"{len(run):,}"),
         ("Splits", ", ".join(run.splits)),
-        ("Editor", str(settings["edit"]["editor"]["kind"])),
+        ("Editors", ", ".join(sorted(editors)) or "none"),
         ("Detectors", ", ".join(detectors) or "none"),
         ("Seed", str(settings["seed"])),
         ("Made with", f"u2s-datasets {run.settings.get('u2s_datasets', '')}".strip()),
