@@ -6,10 +6,19 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Chromium reads commands from 3 and writes answers to 4; both may be other ends at first.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 MISSING = "no Chromium here; `make browser` installs Debian's"
 
 
@@ -23,12 +32,6 @@ class Page:
     def __init__(self, profile: Path, *, width=1280, height=900, dark=False, phone=False):
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        ends = (os.dup(to_browser), os.dup(from_browser))
-
-        def connect():  # Chromium reads commands from 3 and writes answers to 4
-            os.dup2(ends[0], 3)
-            os.dup2(ends[1], 4)
-
         flags = [
             "--headless",
             "--remote-debugging-pipe",
@@ -39,16 +42,25 @@ class Page:
         flags += ["--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
         flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
         self._process = subprocess.Popen(
-            [find_chromium(), *flags, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=connect,
-            pass_fds=(3, 4),
+            [
+                sys.executable,
+                "-c",
+                LAUNCH,
+                str(to_browser),
+                str(from_browser),
+                find_chromium(),
+                *flags,
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
+            pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")},
         )
-        for end in (to_browser, from_browser, *ends):
-            os.close(end)
+        os.close(to_browser)
+        os.close(from_browser)
         self._buffer, self._next, self._session = b"", 0, None
         self.events: list[dict] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
@@ -103,8 +115,11 @@ class Page:
         return json.loads(message)
 
     def open(self, url):
+        """Goes to an address, or loads the page again when it is there, and forgets what was before."""
+        self.events.clear()
         self.send("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._receive())
 
     def eval(self, expression):
         answer = self.send(

@@ -3,7 +3,7 @@
 The template is written out piece by piece, so that memory does not grow with the pictures. Each row is a JSON
 text in a `<script type="application/json">` of its own, which the page parses when it shows the row. Scripts and
 styles run only because the Content-Security-Policy names their hashes; everything else is forbidden, so that
-even a mistake in escaping could neither run code nor call home.
+even a slip in escaping could neither run code nor load anything.
 """
 
 from __future__ import annotations
