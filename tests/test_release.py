@@ -37,6 +37,8 @@ from u2s_datasets.release.finished import open_finished
 from u2s_datasets.release.gate import Refused, read_limits
 from u2s_datasets.release.scan import scan
 from u2s_datasets.release.view import mask, view_of
+from u2s_datasets.report.decisions import Decision, decide
+from u2s_datasets.report.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +271,22 @@ def test_an_audit_with_something_left_stops_at_the_gate(world, copy, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     assert "**The publisher allowed more than the toolkit does by default:** faces_left=2." in card
     assert "| faces_left | 2 | 2 |" in card
+
+
+def test_the_decisions_of_a_review_are_honoured(world, copy, tmp_path):
+    folder = RunFolder(copy)
+    decide(folder, 2, Decision.WITHHOLD)
+    decide(folder, 20, Decision.ACCEPT)
+    release = write_release(request_of(world, run=copy), tmp_path / "out")
+    assert release.statuses["withheld"] == 2
+    images = pq.read_table(tmp_path / "out/data")["image"].to_pylist()
+    dropped = pq.read_table(copy / "data")[schema.EDITED_IMAGE][2].as_py()
+    assert len(images) == 33
+    assert dropped not in images
+    decide(folder, 5, Decision.REDO)
+    assert "a reviewer wants them done again: row train 5" in refusal(copy, world)
+    (copy / "decisions.jsonl").write_text("{")
+    assert "decisions.jsonl is damaged" in refusal(copy, world)
 
 
 def test_other_originals_are_refused(world):

@@ -6,7 +6,6 @@ A dry run and a push make it with this one function, so they hold the same bytes
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -34,6 +33,7 @@ from u2s_datasets.release.likeness import Originals
 from u2s_datasets.release.scan import CARD, Leak, learn_row, scan
 from u2s_datasets.release.secrets import Secrets
 from u2s_datasets.release.view import View, view_of, write_view
+from u2s_datasets.run.runner import renamed
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.score import Score
 
@@ -207,8 +207,7 @@ def record(request: Request, release: Release) -> None:
     entry = {"repo": request.repo, "shuffle_seed": request.shuffle_seed, "accepted": list(request.accept)}
     try:
         there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        temporary.write_text(yaml.safe_dump({**(there or {}), release.digest: entry}), "utf-8")
-        os.replace(temporary, file)
+        with renamed(file) as temporary:
+            temporary.write_text(yaml.safe_dump({**(there or {}), release.digest: entry}), "utf-8")
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{RECORD} in the folder of the run can't be written; it keeps the seed") from error

@@ -20,6 +20,7 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
+from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
 from u2s_datasets.run.runner import REVISIONS_FILE, SETTINGS_FILE
 from u2s_datasets.schema import Status
 
@@ -133,8 +134,10 @@ class Audits:
 def audits_of(run: Finished) -> Audits:
     """Reads the audit of every row and holds it against the bytes.
 
+    Rows that a reviewer withheld count as withheld.
+
     Raises:
-        UsageError: a row is not verified, or its image is not the one that was.
+        UsageError: a row is not verified, its image is not the one that was, or a reviewer wants it done again.
     """
     audits = Audits()
     for split in run.files:
@@ -149,10 +152,21 @@ def audits_of(run: Finished) -> Audits:
                 unsafe.append(bool(risk.get("unsafe", True)))
                 if any(value is not None for value in (audit.get("checks") or {}).values()):
                     audits.checks[place] = audit["checks"]
+    _honour_decisions(run, audits)
     if audits.problems:
         found = "; ".join(f"{problem}: {listed(rows)}" for problem, rows in audits.problems.items())
         raise UsageError(f"the run can't be published. {found}. Anonymize those rows again")
     return audits
+
+
+def _honour_decisions(run: Finished, audits: Audits) -> None:
+    if not (run.path / DECISIONS_FILE).exists():
+        return
+    for (split, index), decision in read_decisions(run.path).items():
+        if decision is Decision.REDO:
+            audits.problems.setdefault("a reviewer wants them done again", []).append((split, index))
+        elif decision is Decision.WITHHOLD:
+            audits.status[split][index] = Status.WITHHELD.value
 
 
 def _problem(audit: dict[str, Any], risk: dict[str, Any], image: dict[str, Any] | None) -> str | None:

@@ -29,9 +29,9 @@ Box = tuple[float, float, float, float]
 
 
 def difference_hash(grey: np.ndarray) -> np.ndarray:
-    """(SIDE * SIDE,) bool from an HxW uint8 picture."""
+    """(SIDE * SIDE / 64,) uint64, a bit a cell, from an HxW uint8 picture."""
     values = _scaled(grey, SIDE + 1, SIDE)
-    return (values[:, 1:] > values[:, :-1]).ravel()
+    return np.packbits(values[:, 1:] > values[:, :-1]).view(np.uint64)
 
 
 def detail(grey: np.ndarray) -> np.ndarray | None:
@@ -85,7 +85,7 @@ class Originals:
     def __init__(self) -> None:
         self.digests: dict[str, Row] = {}
         self._known: list[Unsafe] = []
-        self._hashes = np.zeros((0, SIDE * SIDE), bool)
+        self._hashes = np.zeros((0, SIDE * SIDE // 64), np.uint64)
 
     def add(self, unsafe: Unsafe) -> None:
         """Adds one."""
@@ -102,8 +102,8 @@ class Originals:
         if len(self._hashes) != len(self._known):
             self._hashes = np.stack([unsafe.whole for unsafe in self._known])
         grey = _grey(photo)
-        apart = (self._hashes != difference_hash(grey)).mean(axis=1)
-        for index in np.flatnonzero(apart <= SCENE):
+        apart = np.bitwise_count(self._hashes ^ difference_hash(grey)).sum(axis=1)
+        for index in np.flatnonzero(apart <= SCENE * SIDE * SIDE):
             unsafe = self._known[index]
             if any(_shows(grey, box, known) for box, known in unsafe.regions):
                 yield unsafe.row

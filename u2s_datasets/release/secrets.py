@@ -30,6 +30,7 @@ STAYS = "a value of a column that stays"
 DATA, CARD, FOOTER = "data", "card", "footer"  # where a text stands
 EMAIL, PHONE = "e-mail address", "telephone number"
 TOGETHER = 4  # words in a row that count whatever they are
+START = 6  # letters by which literals are looked up
 LARGE = 1_000_000  # from which on a number is too rare to be a coincidence
 SHORTEST = 4  # letters of a single word; shorter ones are too easily alike
 # Accounts and hosts that name nobody.
@@ -80,12 +81,15 @@ class Secrets:
 
     Attributes:
         public: words that are known to be public: the toolkit's, and class names that were asked for.
-        literals: strings that count anywhere, also inside others; by kind.
+        literals: strings that count anywhere in a text, also inside others, with their kinds.
     """
 
     def __init__(self, public: Iterable[str] = ()):
         self.public = own_words() | {word for text in public for word in tokens(text)}
         self.literals: dict[str, str] = {}
+        # start of a literal -> those that begin so: a text is read once however many there are
+        self._starts: dict[str, list[str]] = {}
+        self._folders: set[str] = set()
         self._classes: set[tuple[str, ...]] = set()
         self._words: dict[str, str] = {}
         self._runs: dict[tuple[str, ...], str] = {}
@@ -108,7 +112,7 @@ class Secrets:
         for word in tokens(text):
             self._add_word(READ, word)
         if len(text) >= 8 and not text.isalpha():
-            self.literals.setdefault(text.casefold(), READ)
+            self._add_literal(READ, text)
 
     def add_path(self, path: Path) -> None:
         """The path of a source: each of its parts, as a word and as a part of a path."""
@@ -117,9 +121,12 @@ class Secrets:
             self._add_runs(NAME, stem)
             for word in tokens(stem):
                 self._add_word(NAME, word)
-            if len(part) > SHORTEST:
-                forms = [part] if "." in part else [f"/{part}/", f"\\{part}\\"]
-                self.literals.update({form.casefold(): NAME for form in forms})
+            if len(part) > SHORTEST and "." in part:
+                self._add_literal(NAME, part)
+            elif len(part) > SHORTEST:
+                self._folders.add(part.casefold())
+                self._add_literal(NAME, f"/{part}/")
+                self._add_literal(NAME, f"\\{part}\\")
 
     def add_value(self, value: str | int) -> None:
         """A value of a column that stays: it may not stand alone, nor its longer numbers and codes anywhere.
@@ -164,7 +171,7 @@ class Secrets:
                 the like, which the owner chose.
         """
         folded, said = text.casefold(), tokens(text)
-        found = {kind for literal, kind in self.literals.items() if literal in folded}
+        found = self._literals_in(folded)
         loud = {word for word in answers.names(text) for word in tokens(word)} - self.public
         loud |= {
             word
@@ -195,17 +202,32 @@ class Secrets:
         return number in self._numbers
 
     def find_bytes(self, data: bytes) -> set[str]:
-        """The kinds of secrets that stand in a file's bytes as they are."""
+        """The kinds of secrets in a file's bytes as they are: names of folders, of the user and of the host."""
         folded = data.lower()
-        found = {
-            kind for literal, kind in self.literals.items() if _worth(literal) and literal.encode() in folded
+        folders = {f"/{name}/".encode() for name in self._folders}
+        found = {NAME} if any(name in folded for name in folders) else set()
+        # A short name is an accident among compressed bytes.
+        names = {name.casefold().encode() for name in self._machine if len(name) > 5}
+        return found | ({MACHINE} if any(name in folded for name in names) else set())
+
+    def _add_literal(self, kind: str, text: str) -> None:
+        literal = text.casefold()
+        if literal not in self.literals:
+            self.literals[literal] = kind
+            self._starts.setdefault(literal[:START], []).append(literal)
+
+    def _literals_in(self, folded: str) -> set[str]:
+        return {
+            self.literals[literal]
+            for size in range(2, START + 1)
+            for at in range(len(folded) - size + 1)
+            for literal in self._starts.get(folded[at : at + size], ())
+            if folded.startswith(literal, at)
         }
-        names = (name for name in self._machine if len(name) > 5)
-        return found | ({MACHINE} if any(name.casefold().encode() in folded for name in names) else set())
 
     def _add_word(self, kind: str, word: str) -> None:
         if not word.isascii() and len(word) > 1 and not _is_latin(word):
-            self.literals.setdefault(word, kind)
+            self._add_literal(kind, word)
         elif (len(word) >= SHORTEST or (kind == CAPTION and len(word) > 2)) and word not in self.public:
             self._words.setdefault(word, kind)
 
@@ -230,11 +252,6 @@ def _has_digit(word: str) -> bool:
 
 def _is_latin(word: str) -> bool:
     return all("LATIN" in unicodedata.name(char, "") for char in word if char.isalpha())
-
-
-def _worth(literal: str) -> bool:
-    """Whether a string is long enough to be no accident among compressed bytes."""
-    return len(literal.encode()) > 6
 
 
 def _stands_in(name: str, text: str) -> bool:
