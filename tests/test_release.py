@@ -247,6 +247,9 @@ def test_a_swap_with_a_forged_digest_is_refused_by_the_scores_and_by_the_scan(wo
     message = refusal(copy, world, accept=accepted)
     assert "the original of an unsafe row in data/train-00000-of-00001.parquet, row 3" in message
     assert "a picture that shows an unsafe original" in message
+    # A reviewer who withholds the row mends it.
+    decide(RunFolder(copy), 3, Decision.WITHHOLD)
+    assert write_release(request_of(world, run=copy), tmp_path / "out").statuses["withheld"] == 2
 
 
 @pytest.mark.parametrize(("changes", "message"), [

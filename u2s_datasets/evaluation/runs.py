@@ -7,7 +7,7 @@ fails closed: other counts of rows, or one pair of different sizes, and nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def evaluate_run(
     batch_size: int = 8,
     on_rows: Callable[[int], None] = lambda rows: None,
     on_scored: Callable[[dict[str, list[Any]]], None] = lambda scored: None,
+    left_out: Collection[tuple[str, int]] = (),
 ) -> Report:
     """The scores of a run and of baselines on the same rows.
 
@@ -86,6 +87,7 @@ def evaluate_run(
         batch_size: pairs in memory at a time, for each column.
         on_rows: told the number of rows done.
         on_scored: given the columns of `Score` for the run's own rows, batch by batch, in order.
+        left_out: split and position of rows that count as having no image.
 
     Raises:
         UsageError: a pair has two sizes.
@@ -94,7 +96,7 @@ def evaluate_run(
     dimensions = [name for name in COLUMNS if any(DIMENSION_OF[s] == name for s in score.scores)]
     columns = [RUN, *baselines]
     reducers = {column: {name: REDUCERS[name]() for name in dimensions} for column in columns}
-    for batch in _batches(run, originals, batch_size):
+    for batch in _batches(run, originals, batch_size, left_out):
         on_scored(_reduce_batch(batch, columns, score, reducers))
         on_rows(len(batch[schema.IMAGE]))
     return {
@@ -156,7 +158,9 @@ def _variants(name: str, batch: dict[str, list[Any]]) -> list[Photo | None]:
     return found
 
 
-def _batches(run: Path, originals: Source, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+def _batches(
+    run: Path, originals: Source, batch_size: int, left_out: Collection[tuple[str, int]]
+) -> Iterator[dict[str, list[Any]]]:
     for split, data in originals.splits.items():
         arrow, start = data.with_format("arrow"), 0
         for file in _files(run, split):
@@ -164,7 +168,10 @@ def _batches(run: Path, originals: Source, batch_size: int) -> Iterator[dict[str
                 images = arrow[start : start + part.num_rows][originals.image_column].to_pylist()
                 batch = {schema.IMAGE: [_photo(value) for value in images]}
                 batch |= {name: part.column(name).to_pylist() for name in HELD}
-                batch[schema.EDITED_IMAGE] = [_photo(value) for value in batch[schema.EDITED_IMAGE]]
+                batch[schema.EDITED_IMAGE] = [
+                    None if (split, index) in left_out else _photo(value)
+                    for index, value in enumerate(batch[schema.EDITED_IMAGE], start)
+                ]
                 _check_sizes(batch, split, start)
                 batch[schema.LABEL] = [None] * part.num_rows
                 start += part.num_rows

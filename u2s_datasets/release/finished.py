@@ -126,6 +126,16 @@ class Audits:
         counts = Counter(status for some in self.status.values() for status in some)
         return {status.value: counts[status.value] for status in Status}
 
+    @property
+    def withheld(self) -> list[Row]:
+        """The rows that stay."""
+        return [
+            (split, index)
+            for split, some in self.status.items()
+            for index, status in enumerate(some)
+            if status == Status.WITHHELD.value
+        ]
+
     def published(self, split: str) -> list[int]:
         """The rows of a split that may leave, in order."""
         return [i for i, status in enumerate(self.status[split]) if status != Status.WITHHELD.value]

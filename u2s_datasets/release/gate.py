@@ -119,12 +119,7 @@ def audit_checks(audits: Audits, limits: Limits, private: list[Row], unscored: l
         unscored: rows that leave and could not be scored although the originals are given.
     """
     leaving = [(split, index) for split in audits.status for index in audits.published(split)]
-    withheld = [
-        (split, i)
-        for split, some in audits.status.items()
-        for i, status in enumerate(some)
-        if status == Status.WITHHELD.value
-    ]
+    withheld = audits.withheld
     total = len(leaving) + len(withheld)
     checked = 1 - len(unscored) / len(leaving) if leaving else 0.0
     checks = [
@@ -197,7 +192,16 @@ def score_run(
                 for name in (name for name, value in bad.items() if value):
                     scored.failing.setdefault(name, []).append(row)
 
-    scored.report = evaluate_run(run, opened, score, BASELINES, CONFIDENCE, on_rows=on_rows, on_scored=note)
+    scored.report = evaluate_run(
+        run,
+        opened,
+        score,
+        BASELINES,
+        CONFIDENCE,
+        on_rows=on_rows,
+        on_scored=note,
+        left_out=set(audits.withheld),
+    )
     return scored
 
 
