@@ -40,6 +40,7 @@ class Repo:
     private: bool
     branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": []})
     requests: list[str] = field(default_factory=list)  # titles of pull requests, from 1 on
+    visibility: list[str] = field(default_factory=list)  # as it was set, from the beginning
 
     def head(self, branch: str) -> Commit:
         return self.branches[branch][-1]
@@ -230,13 +231,16 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.server.hub.repos:
             return 409, {"error": "You already created this dataset repo", "url": f"/datasets/{name}"}
         repo = self.server.hub.repos[name] = Repo(asked.get("visibility") == "private")
+        repo.visibility.append(asked.get("visibility"))
         repo.add("main", "initial commit", "", {".gitattributes": b"*.parquet filter=lfs\n"})
         return 200, {"url": f"{self.server.hub.url}/datasets/{name}", "name": name}
 
     def on_settings(self, body: bytes, name: str) -> tuple[Any, ...]:
         if refused := self.refused(name):
             return refused
-        self.server.hub.repos[name].private = json.loads(body)["visibility"] == "private"
+        repo = self.server.hub.repos[name]
+        repo.visibility.append(json.loads(body)["visibility"])
+        repo.private = repo.visibility[-1] == "private"
         return 200, {}
 
     def on_validate(self, body: bytes) -> tuple[Any, ...]:

@@ -108,7 +108,7 @@ def test_a_push_sends_what_a_dry_run_writes(hub, world, dry):
     ]
     assert f"The release is at {hub.url}/datasets/{REPO}." in result.output
     steps = hub.steps
-    assert json.loads(hub.received[1])["visibility"] == "private"
+    assert hub.repos[REPO].visibility == ["private", "public"]
     assert steps.index("create") < steps.index("commit") < steps.index("settings")
 
 

@@ -32,9 +32,10 @@ from u2s_datasets import schema
 from u2s_datasets.cli import app
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
-from u2s_datasets.release.build import Request, _learn, built, digest_of, write_release
+from u2s_datasets.release.build import Request, built, digest_of, write_release
 from u2s_datasets.release.finished import open_finished
 from u2s_datasets.release.gate import Refused, read_limits
+from u2s_datasets.release.learn import learn
 from u2s_datasets.release.scan import scan
 from u2s_datasets.release.view import mask, view_of
 from u2s_datasets.report.decisions import Decision, decide
@@ -301,6 +302,15 @@ def test_other_originals_are_refused(world):
         pass
 
 
+@pytest.mark.parametrize(("rows", "first"), [((0, 1), 0), ((20, 21), 20), ((5, 30), 5)])
+def test_originals_in_another_order_are_refused(world, rows, first):
+    order = list(range(len(world.source.splits["train"])))
+    order[rows[0]], order[rows[1]] = rows[1], rows[0]
+    data = world.source.splits["train"].select(order)
+    message = refusal(world.path, world, originals=datasets_source(world, data))
+    assert f"row {first} of 'train': this is not the original of this row" in message
+
+
 def datasets_source(world, data):
     from dataclasses import replace
 
@@ -393,7 +403,7 @@ def learnt(world):
     patch.setenv("LOGNAME", USER)
     patch.setattr(socket, "gethostname", lambda: HOST)
     run = open_finished(world.path)
-    found = _learn(run, view_of(run), request_of(world))
+    found = learn(run, view_of(run), "someone/places", world.source)
     patch.undo()
     return found
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
+from u2s_datasets.evaluation.runs import open_run
 from u2s_datasets.release.card import Told, card_of, check_license
-from u2s_datasets.release.finished import Finished, audits_of, open_finished
+from u2s_datasets.release.finished import audits_of, open_finished
 from u2s_datasets.release.gate import (
     Check,
     Refused,
@@ -29,9 +29,8 @@ from u2s_datasets.release.gate import (
     read_limits,
     score_run,
 )
-from u2s_datasets.release.likeness import Originals
-from u2s_datasets.release.scan import CARD, Leak, learn_row, scan
-from u2s_datasets.release.secrets import Secrets
+from u2s_datasets.release.learn import learn
+from u2s_datasets.release.scan import CARD, Leak, scan
 from u2s_datasets.release.view import View, view_of, write_view
 from u2s_datasets.run.runner import renamed
 from u2s_datasets.run.source import Source
@@ -96,10 +95,9 @@ def built(request: Request, on_rows: Callable[[int], None] = lambda rows: None) 
     check_repo(request.repo)
     run = open_finished(request.run)
     audits, view = audits_of(run), view_of(run, request.keep)
-    scored = None
-    if request.originals is not None:
-        scored = score_run(request.run, request.originals, audits, request.score, on_rows)
-    secrets, originals = _learn(run, view, request)
+    source = None if request.originals is None else open_run(request.run, request.originals)
+    secrets, originals = learn(run, view, request.repo, source)
+    scored = None if source is None else score_run(request.run, source, audits, request.score, on_rows)
     private = private_texts(run, audits, view, secrets)
     checks = audit_checks(audits, limits, private, scored.unscored if scored else [])
     checks += scored.checks(limits) if scored else []
@@ -126,28 +124,6 @@ def check_repo(repo: str) -> None:
         r"\.\.|--|\.git$|[.-]$", repo
     ):
         raise UsageError(f"--repo is namespace/name on the Hub; given: {repo!r}")
-
-
-def _learn(run: Finished, view: View, request: Request) -> tuple[Secrets, Originals | None]:
-    """Everything about the run that may not be found again."""
-    secrets = Secrets([*view.public_texts, request.repo])
-    secrets.add_machine()
-    for names in view.classes.values():
-        for name in names:
-            secrets.add_class(name)
-    originals = None if request.originals is None else Originals()
-    staying = [name for name in view.left if name not in schema.ADDED_COLUMNS]
-    columns = (schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION, *staying)
-    for split in run.files:
-        data = request.originals.splits[split].with_format("arrow") if request.originals else None
-        for start, batch in run.batches(split, columns):
-            images = [None] * batch.num_rows
-            if data is not None and request.originals is not None:
-                table = data[start : start + batch.num_rows]
-                images = table[request.originals.image_column].to_pylist()
-            for index, (row, image) in enumerate(zip(batch.to_pylist(), images, strict=True), start):
-                learn_row(secrets, originals, (split, index), row, image, staying)
-    return secrets, originals
 
 
 def stop_leaks(leaks: list[Leak]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.evaluation.baselines import NAMES as BASELINES
-from u2s_datasets.evaluation.runs import RUN, Report, evaluate_run, open_run
+from u2s_datasets.evaluation.runs import RUN, Report, evaluate_run
 from u2s_datasets.release import secrets
 from u2s_datasets.release.finished import Audits, Finished, Row, listed
 from u2s_datasets.release.secrets import Secrets
@@ -166,13 +166,12 @@ def score_run(
     score: Score,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Scored:
-    """Scores the very images that would leave.
+    """Scores the very images that would leave against the originals, cut to the rows of the run.
 
     Raises:
-        UsageError: these are not the originals of the run.
+        UsageError: a pair has two sizes.
     """
-    opened = open_run(run, originals)
-    places = ((split, index) for split, data in opened.splits.items() for index in range(len(data)))
+    places = ((split, index) for split, data in originals.splits.items() for index in range(len(data)))
     scored = Scored({})
 
     def note(columns: dict[str, list[Any]]) -> None:
@@ -194,7 +193,7 @@ def score_run(
 
     scored.report = evaluate_run(
         run,
-        opened,
+        originals,
         score,
         BASELINES,
         CONFIDENCE,

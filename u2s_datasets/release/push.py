@@ -223,7 +223,9 @@ def push_safe(
     Raises:
         UsageError: it was not anonymized and verified, a limit is not kept, or the Hub did not take it.
     """
-    splits = dict(data) if isinstance(data, DatasetDict) else {str(data.split or "train"): data}
+    # The split of a slice is called like "train[:10]".
+    name = "train" if isinstance(data, DatasetDict) else str(data.split or "train").split("[")[0]
+    splits = dict(data) if isinstance(data, DatasetDict) else {name: data}
     missing = {
         name for some in splits.values() for name in schema.features() if name not in some.column_names
     }

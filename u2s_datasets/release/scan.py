@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from u2s_datasets import schema
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import STRIPPERS, Photo
-from u2s_datasets.release.finished import AT_A_TIME, Row
-from u2s_datasets.release.likeness import Originals, Unsafe
+from u2s_datasets.release.finished import AT_A_TIME
+from u2s_datasets.release.likeness import Originals
 from u2s_datasets.release.secrets import CARD as IN_CARD
 from u2s_datasets.release.secrets import FOOTER, STAYS, Secrets, contacts
-from u2s_datasets.transforms.inspect import evidence_of
 
 CARD = "README.md"
 DATA = re.compile(r"data/\w+(?:\.\w+)*-\d{5}-of-\d{5}\.parquet")
@@ -48,47 +47,6 @@ class Leak:
     file: str
     kind: str
     row: int = -1
-
-
-def learn_row(
-    secrets: Secrets,
-    originals: Originals | None,
-    place: Row,
-    row: dict[str, Any],
-    image: Any,
-    staying: Iterable[str] = (),
-) -> None:
-    """Adds what is private about a row of a run.
-
-    Args:
-        secrets: takes the texts.
-        originals: takes the picture, if it is unsafe.
-        place: split and position.
-        row: with `risk`, `private_caption`, `public_caption` and the columns that stay.
-        image: the original; None where it is not known.
-        staying: names of the user's columns that stay.
-    """
-    risk, private, public = (
-        row[name] for name in (schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION)
-    )
-    if private and private != public:
-        secrets.add_caption(private, public)
-    evidence = evidence_of(risk)
-    for text in (*evidence.get("text", []), *evidence.get("codes", [])):
-        secrets.add_read(str(text))
-    for value in _leaves([row[name] for name in staying]):
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            secrets.add_value(value)
-    if isinstance(image, dict) and image.get("path"):
-        secrets.add_path(Path(image["path"]))
-    if image is None or originals is None or not risk["unsafe"]:
-        return
-    try:
-        photo = Photo.of(image)
-        originals.digests[photo.digest] = place
-        originals.add(Unsafe.of(place, photo, risk))
-    except UnreadableImage:
-        pass  # its bytes, where there are some, are known; there are no pixels to look for
 
 
 def scan(folder: Path, secrets: Secrets, originals: Originals | None = None) -> list[Leak]:
@@ -138,7 +96,7 @@ def _table(name: str, path: Path, secrets: Secrets, originals: Originals | None)
     start = 0
     for batch in file.iter_batches(AT_A_TIME):
         for index, row in enumerate(batch.to_pylist(), start):
-            for leaf in _leaves(row):
+            for leaf in leaves(row):
                 if isinstance(leaf, Path):
                     yield Leak(name, "a file name", index)
                 elif isinstance(leaf, str):
@@ -217,17 +175,18 @@ def _fields(fields: Any) -> Iterator[pa.Field]:
             yield from _fields([field.type.value_field])
 
 
-def _leaves(value: Any) -> Iterator[str | bytes | int | Path]:
+def leaves(value: Any) -> Iterator[str | bytes | int | Path]:
+    """Yields what a nested value holds; the file name of an image as a path."""
     if isinstance(value, (str, bytes, int)):
         yield value
     elif isinstance(value, dict):
         if "bytes" in value and value.get("path"):
             yield Path(value["path"])
         for inner in value.values():
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _leaves(inner)
+            yield from leaves(inner)
 
 
 def _picture(data: bytes, secrets: Secrets, originals: Originals | None) -> Iterator[str]:
