@@ -65,6 +65,7 @@ def test_the_public_names():
         "Inspect",
         "Instruct",
         "Photo",
+        "Score",
         "Transform",
         "Verify",
         "anonymize",

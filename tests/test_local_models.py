@@ -11,6 +11,8 @@ from u2s_datasets.models.text import RapidOcr
 from u2s_datasets.models.windows import merge, windows
 from u2s_datasets.schema import Region
 
+pytestmark = pytest.mark.models
+
 
 def rgb(name: str) -> np.ndarray:
     return np.asarray(Image.fromarray(getattr(skimage.data, name)()).convert("RGB"))
@@ -36,17 +38,40 @@ def test_odd_sizes_do_not_crash(size):
 
 def test_small_faces_in_a_large_photograph_are_found(astronaut):
     photo = np.full((3000, 4000, 3), 150, np.uint8)
-    head = Image.fromarray(astronaut[20:220, 120:320])
+    head = Image.fromarray(astronaut[20:220, 120:320])  # the face is about half of it
     places = [(100, 200), (2000, 1500), (3700, 2800), (1270, 1290)]
-    for x, y in places:
-        photo[y : y + 48, x : x + 48] = np.asarray(head.resize((48, 48), Image.Resampling.LANCZOS))
-    found = CenterFace().detect([photo])[0]
-    for x, y in places:
-        assert any(
-            x < (f.box[0] + f.box[2]) / 2 < x + 48 and y < (f.box[1] + f.box[3]) / 2 < y + 48 for f in found
-        )
-    assert len(found) == len(places), "one face is found once, also where windows overlap"
+    for side in (48, 24):
+        photo[:] = 150
+        for x, y in places:
+            photo[y : y + side, x : x + side] = np.asarray(
+                head.resize((side, side), Image.Resampling.LANCZOS)
+            )
+        found = CenterFace(min_face=side // 2).detect([photo])[0]
+        for x, y in places:
+            assert any(
+                x < (f.box[0] + f.box[2]) / 2 < x + side and y < (f.box[1] + f.box[3]) / 2 < y + side
+                for f in found
+            )
+        assert len(found) == len(places), "one face is found once, also where windows overlap"
     assert not CenterFace(min_face=0).detect([photo])[0], "the whole alone is too small for them"
+
+
+def test_what_may_be_a_small_face_is_seen_again_unreduced(astronaut, monkeypatch):
+    photo = np.full((1500, 2000, 3), 150, np.uint8)
+    head = Image.fromarray(astronaut[20:220, 120:320]).resize((36, 36), Image.Resampling.LANCZOS)
+    photo[700:736, 900:936] = np.asarray(head)
+    finder = CenterFace(size=800, min_face=0)
+    assert len(finder.detect([photo])[0]) == 1
+    monkeypatch.setattr("u2s_datasets.models.faces.CANDIDATE", 1.0)
+    assert not finder.detect([photo])[0]
+
+
+def test_openvino_finds_the_same_faces(astronaut):
+    pytest.importorskip("openvino")
+    (ours,) = CenterFace().detect([astronaut])[0]
+    (theirs,) = CenterFace(backend="openvino").detect([astronaut])[0]
+    assert np.allclose(ours.box, theirs.box, atol=3)
+    assert abs(ours.score - theirs.score) < 0.05
 
 
 def test_a_person_is_recognised_and_others_are_not(astronaut):

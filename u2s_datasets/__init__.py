@@ -17,6 +17,7 @@ _HOMES = {
     "Inspect": "u2s_datasets.transforms.inspect",
     "Instruct": "u2s_datasets.transforms.instruct",
     "Photo": "u2s_datasets.image_io",
+    "Score": "u2s_datasets.transforms.score",
     "Transform": "u2s_datasets.transforms.base",
     "Verify": "u2s_datasets.transforms.verify",
     "anonymize": "u2s_datasets.transforms.anonymize",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 ABOUT = "about"  # the key of a preset that describes it and is no setting
+EXTENDS = "extends"  # the key that names the preset whose settings come first
 
 
 class SettingsError(UsageError):
@@ -46,7 +47,10 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         SettingsError: no such preset, or not a mapping.
     """
-    return {key: value for key, value in _load(name).items() if key != ABOUT}
+    preset = _load(name)
+    base = preset.pop(EXTENDS, None)
+    preset.pop(ABOUT, None)
+    return merge(read_preset(base), preset) if base else preset
 
 
 def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -40,24 +40,39 @@ def devices() -> list[str]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """Per preset: name, summary, memory, what is missing, and the line that installs it."""
+    """Per preset: name, summary, memory, whether a GPU here has it, what is missing, the line that installs it."""
     rows = []
     for name in config.preset_names():
         about = config.describe_preset(name)
         missing = [p for p in about.get("packages", []) if importlib.util.find_spec(p) is None]
         missing += [p for p in about.get("data_packages", []) if _version(p) is None]
+        vram = about.get("vram_gib")
         extra = about.get("extra", "local")
-        install = LOCAL_INSTALL if extra == "local" else f"pip install 'u2s-datasets[{extra}]'"
+        install = LOCAL_INSTALL if extra == "local" else LOCAL_INSTALL.replace("[local]", f"[local,{extra}]")
         rows.append(
             {
                 "name": name,
                 "summary": about.get("summary", ""),
                 "memory": about.get("memory", ""),
+                "vram_gib": vram,
+                "fits": None if vram is None else vram <= largest_gpu(),
                 "missing": missing,
                 "install": install if missing else "",
             }
         )
     return rows
+
+
+def largest_gpu() -> float:
+    """The memory of the largest GPU in GiB, 0 without one."""
+    try:
+        import torch
+    except ImportError:
+        return 0.0
+    sizes = [
+        torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())
+    ]
+    return max(sizes, default=0) / 2**30
 
 
 def _version(package: str) -> str | None:

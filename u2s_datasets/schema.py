@@ -31,6 +31,52 @@ ADDED_COLUMNS = (
     EDITED_IMAGE,
     AUDIT,
 )
+# The scores of the four dimensions, by the metric module that reports them.
+SCORES = {
+    "quality": ("clip_score", "clip_ratio", "directional_clip", "fid", "kid"),
+    "cheating": ("ssim", "lpips", "clip_image_similarity", "copy_rate"),
+    "privacy": (
+        "face_similarity",
+        "faces_left_rate",
+        "reidentification_rate",
+        "text_similarity",
+        "words_left_rate",
+        "race_entropy",
+        "vlm_score",
+    ),
+    "utility": ("top1_accuracy", "bleu4", "cider", "vqa_accuracy", "balanced_accuracy", "recall"),
+}
+RACES = ("White", "Black", "Asian", "Hispanic", "Other")
+QUALITY_SCORES = "quality_scores"
+CHEATING_SCORES = "cheating_scores"
+PRIVACY_SCORES = "privacy_scores"
+# The columns of `Score` and their fields. PRIVATE, all of them: descriptors of faces identify people.
+# What is undefined for a row, or was not asked for, is null. "features" are an image network's, float32 bytes.
+SCORE_COLUMNS: dict[str, dict[str, str | tuple[str, ...]]] = {
+    QUALITY_SCORES: {
+        "caption_similarity": "float64",
+        "caption_similarity_before": "float64",
+        "directional_clip": "float64",
+        "features": "binary",
+        "features_before": "binary",
+    },
+    CHEATING_SCORES: {
+        "ssim": "float64",
+        "lpips": "float64",
+        "clip_image_similarity": "float64",
+        "copied": "bool",
+    },
+    PRIVACY_SCORES: {
+        "faces": ("list", "list", "float32"),
+        "faces_before": ("list", "list", "float32"),
+        "faces_left": "int32",
+        "words": "int32",
+        "words_left": "int32",
+        "text_similarity": "float64",
+        "groups": ("list", "string"),
+        "vlm_score": "float64",
+    },
+}
 
 # The nine groups of the method (after VISPR's attributes) ...
 PRIVACY_GROUPS = {
@@ -134,4 +180,14 @@ def features(*columns: str) -> Features:
             "reason": Value("string"),
         },
     }
+    for column, fields in SCORE_COLUMNS.items():
+        every[column] = {name: _feature(dtype) for name, dtype in fields.items()}
     return Features({name: every[name] for name in columns or ADDED_COLUMNS})
+
+
+def _feature(dtype: str | tuple[str, ...]) -> Any:
+    from datasets import List, Value
+
+    if isinstance(dtype, str):
+        return Value(dtype)
+    return List(_feature(dtype[1:] if len(dtype) > 2 else dtype[1]))

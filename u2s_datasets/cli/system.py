@@ -31,12 +31,17 @@ def doctor(as_json: JsonOption = False) -> None:
             print(f"{name:28}{version or 'not installed'}")
         print("devices: " + "; ".join(found["devices"]))
         for row in found["presets"]:
-            print(
-                f"preset {row['name']}: "
-                + ("can run" if not row["missing"] else "lacks " + ", ".join(row["missing"]))
-            )
+            print(f"preset {row['name']}: {_verdict(row)}")
             if row["install"]:
                 print(f"  {row['install']}")
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["missing"]:
+        return "lacks " + ", ".join(row["missing"])
+    if row["fits"] is False:
+        return f"installed; needs {row['vram_gib']} GiB of GPU memory, which no GPU here has"
+    return "can run"
 
 
 @app.command()

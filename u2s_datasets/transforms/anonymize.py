@@ -112,7 +112,8 @@ def load_preset(
 
     Args:
         name: of a preset (`u2s presets` lists them) or the path of a YAML file of settings.
-        overrides: settings such as "edit.dilate=0.3", as for `--set`.
+        overrides: settings such as "edit.dilate=0.3", as for `--set`; "edit.model" is short for
+            "edit.editor.model".
         criteria: points to inspect for, with their descriptions, instead of the method's nine groups.
 
     Raises:
@@ -121,11 +122,19 @@ def load_preset(
     >>> load_preset("local", ["edit.dilate=0.3"]).edit.dilate
     0.3
     """
-    changes = config.merge(config.read_preset(name), config.read_overrides(overrides))
+    changes = config.merge(config.read_preset(name), _spelt_out(config.read_overrides(overrides)))
     settings = config.merge(Anonymizer().settings(), changes)
     if criteria is not None:
         settings["inspect"]["criteria"] = criteria
     return build(settings)
+
+
+def _spelt_out(changes: dict[str, Any]) -> dict[str, Any]:
+    edit = changes.get("edit")
+    if not isinstance(edit, dict) or "model" not in edit:
+        return changes
+    rest = {key: value for key, value in edit.items() if key != "model"}
+    return {**changes, "edit": config.merge({"editor": {"model": edit["model"]}}, rest)}
 
 
 anonymize = load_preset("local")

@@ -89,7 +89,7 @@ def judge(
     if again and originals and (redacted or not limits.new_faces):
         faces = max(faces or 0, len(again))
     words, likeness = _words(case, originals, found, limits.word_ratio)
-    inside, copied = _inside(case, originals, limits.min_change)
+    inside, copied = change_inside(case.photo.pixels, case.edited.pixels, originals, limits.min_change)
     outside = _outside(case, mask)
     case.checks = {
         "face_similarity": similarity,
@@ -162,16 +162,35 @@ def _words(
     before = " ".join(case.evidence.get("text", []))
     again = [region for region in found if region.kind == TEXT]
     after = " ".join(region.text for region in again)
-    tokens = set(_tokens(after))
-    left = sum(
-        any(_same(word, token, ratio, fuzz.ratio) for token in tokens) for word in set(_tokens(before))
-    )
+    left = count_left(before, after, ratio)
     if len(lines) > len(case.evidence.get("text", [])):
         left += sum(any(_meet(line.box, region.box) for region in again) for line in lines)
     return left, fuzz.token_set_ratio(before.casefold(), after.casefold()) / 100
 
 
-def _tokens(text: str) -> list[str]:
+def count_left(before: str, after: str, ratio: float) -> int:
+    """How many of the distinct words of `before` stand in `after` again.
+
+    Args:
+        before: what was read in the original.
+        after: what was read in the edit.
+        ratio: likeness from which two words count as the same (see `Limits.word_ratio`).
+
+    Raises:
+        MissingExtra: rapidfuzz is not installed.
+    """
+    try:
+        from rapidfuzz import fuzz
+    except ImportError as error:
+        raise MissingExtra("rapidfuzz", LOCAL_INSTALL) from error
+    tokens = set(words_of(after))
+    return sum(
+        any(_same(word, token, ratio, fuzz.ratio) for token in tokens) for word in set(words_of(before))
+    )
+
+
+def words_of(text: str) -> list[str]:
+    """The case-folded words of a text, without punctuation."""
     return re.findall(r"[^\W_]+", text.casefold())
 
 
@@ -185,20 +204,21 @@ def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
-def _inside(case: Case, originals: list[Region], least: float) -> tuple[float, bool]:
+def change_inside(
+    before: np.ndarray, after: np.ndarray, regions: list[Region], least: float
+) -> tuple[float, bool]:
     """Mean absolute change inside the regions, 0 to 1, and whether some region is a near copy.
 
     A region's change is measured against its own mean absolute deviation, so that a flat patch, which has
     nothing to hide, is no copy however it is painted.
     """
-    assert case.edited is not None
-    height, width = case.photo.pixels.shape[:2]
-    boxes = [region.box for region in originals] or [(0.0, 0.0, float(width), float(height))]
+    height, width = before.shape[:2]
+    boxes = [region.box for region in regions] or [(0.0, 0.0, float(width), float(height))]
     changes, copied = [], False
     for x0, y0, x1, y1 in boxes:
         area = (slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1))))
-        old = case.photo.pixels[area].astype(np.float32)
-        change = float(np.abs(case.edited.pixels[area] - old).mean())
+        old = before[area].astype(np.float32)
+        change = float(np.abs(after[area] - old).mean())
         variation = float(np.abs(old - old.mean(axis=(0, 1))).mean())
         copied |= variation > 2 and change < least * variation
         changes.append(change / 255)

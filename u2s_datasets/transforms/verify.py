@@ -145,20 +145,12 @@ class Verify(Transform):
     def _ladder(self) -> list[Edit]:
         """The edits in the order in which they are tried, the one that Edit already made first."""
         first = self.edit or Edit(seed=self.seed, max_pixels=self.max_pixels)
-        # The last resort touches the regions only, whatever the editor was allowed; each time a little more.
-        last = [
-            replace(
-                first,
-                editor=self.redactor,
-                composite="regions",
-                attempt=attempt,
-                dilate=min(2.0, first.dilate * (1 + attempt / 2)),
-            )
-            for attempt in range(self.redactions)
-        ]
+        # The last resort touches the regions only, whatever the editor was allowed.
+        last = replace(first, editor=self.redactor, composite="regions")
         if first.editor == self.redactor:
-            return [first, *last[1:]]
-        return [*(replace(first, attempt=attempt) for attempt in range(self.retries + 1)), *last]
+            return [first, *(replace(last, attempt=attempt) for attempt in range(1, self.redactions))]
+        tries = [replace(first, attempt=attempt) for attempt in range(self.retries + 1)]
+        return tries + [replace(last, attempt=attempt) for attempt in range(self.redactions)]
 
 
 def _edit_again(edit: Edit, pending: dict[int, Case], batch: Batch) -> None:

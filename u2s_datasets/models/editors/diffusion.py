@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra, SetupError
 from u2s_datasets.models.base import SETTINGS, Adapter, EditRequest, revisions
+from u2s_datasets.models.editors.align import aligned
 from u2s_datasets.models.editors.canvas import Canvas
 
 logger = logging.getLogger(__name__)
@@ -85,21 +87,22 @@ class DiffusionEditor(Adapter):
     def edit(self, requests: list[EditRequest]) -> list[np.ndarray | None]:
         """One HxWx3 uint8 RGB image per request, of the request's own size; None where the edit failed."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        canvases = [
-            Canvas.fit(request.pixels.shape[:2], self.smallest, self.largest, self.multiple)
-            for request in requests
-        ]
+        canvases = [self.canvas_of(request) for request in requests]
         for index, canvas in enumerate(canvases):
             groups[canvas.outer].append(index)
         edits: list[np.ndarray | None] = [None] * len(requests)
         for group in groups.values():
             drawn = {index: canvases[index].draw(requests[index].pixels) for index in group}
-            for index, image in zip(
-                group, self._in_batches([drawn[i] for i in group], [requests[i] for i in group]), strict=True
-            ):
+            images = self._in_batches(list(drawn.values()), [requests[index] for index in group])
+            for index, image in zip(group, images, strict=True):
                 if image is not None and not is_blanked(image, drawn[index]):
-                    edits[index] = canvases[index].back(image)
+                    image = aligned(image, drawn[index])
+                    edits[index] = None if image is None else canvases[index].back(image)
         return edits
+
+    def canvas_of(self, request: EditRequest) -> Canvas:
+        """The canvas on which a request is worked on."""
+        return Canvas.fit(request.pixels.shape[:2], self.smallest, self.largest, self.multiple)
 
     def _in_batches(self, drawn: list[np.ndarray], requests: list[EditRequest]) -> list[np.ndarray | None]:
         """The canvases after `work`, uint8; batches shrink until they fit into memory."""
@@ -113,17 +116,18 @@ class DiffusionEditor(Adapter):
             try:
                 images = self.work(np.stack(drawn[part]), requests[part])
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                size = _fitting[key] = min(size, len(drawn[part])) // 2
-                if size:
-                    logger.warning("out of memory: batches of %d from here on", size)
-                    continue
-                size = _fitting[key] = 1
-                if not self._tile():
-                    logger.warning("out of memory with one image in tiles: the edit failed")
-                    done.append(None)
+                images = None
+            if images is not None:
+                done += [eight_bit(image) for image in images]
                 continue
-            done += [eight_bit(image) for image in images]
+            torch.cuda.empty_cache()  # only here: the error's traceback held the batch
+            size = min(size, len(drawn[part])) // 2
+            if size:
+                logger.warning("out of memory: batches of %d from here on", size)
+            elif not self._tile():
+                logger.warning("out of memory with one image in tiles: the edit failed")
+                done.append(None)
+            size = _fitting[key] = max(size, 1)
         return done
 
     def _tile(self) -> bool:
@@ -149,6 +153,25 @@ class DiffusionEditor(Adapter):
             return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
+    def pipeline_name(self, known: Collection[str]) -> str:
+        """The pipeline class that the model's own model_index.json names.
+
+        Raises:
+            SetupError: the file can't be read, or the class is none of `known`.
+        """
+        import diffusers
+
+        try:
+            name = diffusers.DiffusionPipeline.load_config(self.model, revision=self.revision)["_class_name"]
+        except (OSError, ValueError, KeyError) as error:
+            raise SetupError(f"the editor model {self.model!r} can't be loaded: {error}") from error
+        if name not in known:
+            raise SetupError(
+                f"this editor works with {', '.join(known)}; {self.model!r} is a {name}. "
+                "Name a model of one of these, or set `edit.editor.kind` to another editor."
+            )
+        return str(name)
+
     def pipeline(self, kind: Any, **components: Any) -> Any:
         """Loads a pipeline as the settings say.
 
@@ -163,14 +186,14 @@ class DiffusionEditor(Adapter):
         import torch
 
         device = self.target_device()
-        options: dict[str, Any] = {"torch_dtype": self._dtype(device), **components}
+        options: dict[str, Any] = {"dtype": self._dtype(device), **components}
         options |= {
             name: value
             for name, value in (("revision", self.revision), ("variant", self.variant))
             if value is not None
         }
         if self.quantization:
-            options["quantization_config"] = self._quantized(options["torch_dtype"])
+            options["quantization_config"] = self._quantized(options["dtype"])
         try:
             pipe = kind.from_pretrained(self.model, **options)
         except ImportError as error:
@@ -179,10 +202,9 @@ class DiffusionEditor(Adapter):
             raise SetupError(f"the editor model {self.model!r} can't be loaded: {error}") from error
         for each in type(pipe).__mro__:
             logging.getLogger(each.__module__).addFilter(without_texts)
-        encoder = pipe.components["text_encoder"]
-        revisions[self.model] = (
-            getattr(encoder.config, "_commit_hash", None) or self.revision or "no revision"
-        )
+        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        commits = (getattr(part.config, "_commit_hash", None) for part in parts)
+        revisions[self.model] = next(filter(None, commits), None) or self.revision or "no revision"
         self.prepare(pipe)
         pipe.set_progress_bar_config(disable=True)
         if self.vae_tiling:

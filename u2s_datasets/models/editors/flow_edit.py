@@ -114,15 +114,7 @@ class FlowEdit(DiffusionEditor):
 
         from u2s_datasets.models.editors.flow_models import FAMILIES
 
-        try:
-            name = diffusers.DiffusionPipeline.load_config(self.model, revision=self.revision)["_class_name"]
-        except (OSError, ValueError, KeyError) as error:
-            raise SetupError(f"the editor model {self.model!r} can't be loaded: {error}") from error
-        if name not in FAMILIES:
-            raise SetupError(
-                f"the editor flow-edit works with {' and '.join(FAMILIES)}; {self.model!r} is a {name}. "
-                "Name a model of one of these, or choose another editor for this one."
-            )
+        name = self.pipeline_name(FAMILIES)
         self.plan(FAMILIES[name].published)
         pipe = self.pipeline(getattr(diffusers, name))
         if not pipe.transformer.config.get("guidance_embeds", True):

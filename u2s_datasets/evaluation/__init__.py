@@ -1,0 +1,1 @@
+"""From columns of scores to the four metrics: reduction, `evaluate` modules, a report on a run."""
