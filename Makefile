@@ -10,7 +10,7 @@ PEERS := torchmetrics==1.9.0 lightning-utilities==0.15.3 pycocoevalcap==1.2
 comma := ,
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1
 
-.PHONY: demo test test-full quality format bench clean
+.PHONY: demo test test-full browser quality format bench clean
 
 demo: $(LIGHT)/ready
 	$(OFFLINE) $(LIGHT)/bin/u2s demo --out demo-out
@@ -20,6 +20,11 @@ test: $(LIGHT)/ready
 
 test-full: $(FULL)/ready
 	$(OFFLINE) $(FULL)/bin/pytest -m "(full or models) and not gpu and not hub"
+
+# The tests of the report drive a Chromium; without one they are skipped and say so.
+browser:
+	command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+		(apt-get update && apt-get install --yes --no-install-recommends chromium)
 
 quality: $(LIGHT)/ready
 	$(LIGHT)/bin/ruff format --check .

@@ -144,7 +144,7 @@ def prepare(source: Source, anonymizer: Anonymizer, out: Path, shard_size: int) 
         if not file.exists():
             about = {"u2s_datasets": u2s_datasets.__version__}
             text = SETTINGS_HEAD + yaml.safe_dump({**about, **settings}, sort_keys=False, allow_unicode=True)
-            with _renamed(file) as temporary:
+            with renamed(file) as temporary:
                 temporary.write_text(text, "utf-8")
     except OSError as error:
         raise UsageError(
@@ -172,7 +172,7 @@ def _record_revisions(out: Path) -> None:
     file = out / REVISIONS_FILE
     there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
     if now := {name: commit for name, commit in revisions.items() if there.get(name) != commit}:
-        with _renamed(file) as temporary:
+        with renamed(file) as temporary:
             temporary.write_text(yaml.safe_dump({**there, **now}), "utf-8")
 
 
@@ -192,7 +192,7 @@ def _write(
 ) -> None:
     arrow_schema = output_features(source).arrow_schema
     data = source.splits[shard.split].with_format("arrow")
-    with _renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
+    with renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
         for start in range(shard.start, shard.stop, batch_size):
             rows = data[start : min(start + batch_size, shard.stop)]
             added = anonymizer.timed(_batch(rows, source, data), seconds)
@@ -229,7 +229,7 @@ def _count(shard: Shard, summary: Summary) -> None:
     summary.reasons = dict(reasons)
 
 
-class _renamed:
+class renamed:
     """A temporary path beside a final one: synced and renamed on success, removed on failure."""
 
     def __init__(self, final: Path):
