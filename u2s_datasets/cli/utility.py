@@ -15,6 +15,7 @@ from rich.table import Table
 from u2s_datasets import config
 from u2s_datasets.cli.common import SetOption, errors, progress
 from u2s_datasets.cli.main import app
+from u2s_datasets.errors import UsageError
 
 utility_app = typer.Typer(no_args_is_help=True, help="What a run is still good for: models trained on it.")
 app.add_typer(utility_app, name="utility")
@@ -48,17 +49,22 @@ def classify(
     image_column: Annotated[str | None, typer.Option(help="The originals' column with the images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The column with the classes.")] = None,
     set_: SetOption = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    confidence: Annotated[float, typer.Option(min=0.01, max=0.9999, help="Of the intervals.")] = 0.95,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Prints the table as Markdown.")] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the numbers into this file.")] = None,
 ) -> None:
     """Trains a classifier on a run, on its originals and on baselines; tests each on held-out originals."""
     with errors(), tempfile.TemporaryDirectory() as cache:
         from u2s_datasets.evaluation.baselines import NAMES, check_baselines
+        from u2s_datasets.evaluation.runs import read_run
         from u2s_datasets.run.source import open_source
         from u2s_datasets.training import classify as study_
         from u2s_datasets.training.rows import open_test, open_training
 
+        # What is cheap to check comes first: a study may take hours.
+        read_run(train, "TRAIN")
+        if json_ is not None and not json_.absolute().parent.is_dir():
+            raise UsageError("the folder of the --json file does not exist")
         settings = {"mode": mode, "epochs": epochs, "seed": seed, **({"model": model} if model else {})}
         classifier = study_.build({**settings, **config.read_overrides(set_ or [])})
         beside = (
@@ -66,6 +72,7 @@ def classify(
         )
         before = open_source(originals, None, image_column) if originals else None
         held_out = open_source(test, None, image_column, label_column)
+        classifier.loaded
         with progress(sum(len(data) for data in held_out.splits.values())) as advance:
             rows = open_training(train, before, split, label_column, Path(cache), advance)
             study = study_.Study(
@@ -73,7 +80,6 @@ def classify(
             )
         for note in study.notes:
             print(f"note: {note}", file=sys.stderr)
-        classifier.loaded
         with progress(study.work) as advance:
             report = study.run(advance)
         if json_ is not None:

@@ -173,8 +173,10 @@ class Classifier(Adapter):
         import torch
 
         device = self.loaded[0].device
-        mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
-        x, test = (torch.from_numpy((part - mean) / deviation).to(device) for part in (features, tests))
+        mean, deviation = features.mean(axis=0), features.std(axis=0)
+        # What never changes in training gets no weight: its rounding errors must not be learnt.
+        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-5)
+        x, test = (torch.from_numpy((part - mean) * scale).to(device) for part in (features, tests))
         y = torch.from_numpy(labels).to(device)
         head = _head(features.shape[1], classes, device)
         rows = ([row for _, row in draws] for draws in self.draws(len(features), budget))

@@ -135,7 +135,7 @@ def open_training(
     opened = open_run(run, originals) if originals else None
     files = [str(file) for file in shard_files(run, split)]
     data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
-    column = label_column or about.get("label_column")
+    column: str | None = label_column or about.get("label_column")
     names = _names(data, column, "TRAIN")
     beside = opened.splits[split] if opened else None
     if beside is not None and column in beside.features and _names(beside, column, "--originals") != names:
@@ -148,7 +148,7 @@ def open_training(
         run=data.cast_column(schema.EDITED_IMAGE, Image(decode=False)).with_format("arrow"),
         originals=beside.with_format("arrow") if beside is not None else None,
         image_column=opened.image_column if opened else schema.IMAGE,
-        labels=np.array([places.get(name, NO_LABEL) for name in names], np.int64),  # type: ignore[call-overload]
+        labels=np.array([NO_LABEL if name is None else places[name] for name in names], np.int64),
         classes=classes,
         label_column=str(column),
         seen={ORIGINALS: [], SAFE: []},
