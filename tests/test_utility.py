@@ -278,6 +278,11 @@ def test_one_command_prints_a_table_and_writes_json(data, model, tmp_path):
     report = json.loads(out.read_text())
     assert list(report["training_sets"]) == ["originals", "blur", "safe"]
     assert report["classifier"]["model"] == str(model)
+    found = [row[:2] for row in table(report)[1:]]
+    assert found == [
+        ["originals", "89"], ["blur", "89"], ["safe", "71"],
+        *([f"{name}, common rows", "71"] for name in report["training_sets"]),
+    ]  # fmt: skip
     assert report["steps"] == 20 * math.ceil(89 / 16)
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
     assert lines == [lines[0], lines[1], *("| " + " | ".join(row) + " |" for row in table(report)[1:])]
@@ -292,6 +297,7 @@ def test_without_originals_only_the_safe_set_is_trained(data, model):
     assert result.exit_code == 0, result.output
     assert "safe" in result.stdout
     assert "pixelate" not in result.stdout
+    assert "common rows" not in result.stdout, "there is nothing to restrict"
     result = u2s(data["safe"], data["test"], "--model", model, "--baselines", "blur")
     assert result.exit_code == 2
     assert "--originals" in result.stderr

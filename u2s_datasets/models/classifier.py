@@ -12,6 +12,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -179,7 +180,8 @@ class Classifier(Adapter):
         x, test = (torch.from_numpy((part - mean) * scale).to(device) for part in (features, tests))
         y = torch.from_numpy(labels).to(device)
         head = _head(features.shape[1], classes, device)
-        rows = ([row for _, row in draws] for draws in self.draws(len(features), budget))
+        whole = replace(self, batch_size=budget.images)  # features are small: a step is one batch
+        rows = ([row for _, row in draws] for draws in whole.draws(len(features), budget))
         batches = ((x[some], y[some]) for some in rows)
         self._optimise(list(head.parameters()), head, batches, budget, on_step)
         with torch.inference_mode():
@@ -265,8 +267,10 @@ class Classifier(Adapter):
         schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, budget.steps)
         optimizer, left = accelerator.prepare(optimizer), iter(batches)
         for _ in range(budget.steps):
-            for _ in range(math.ceil(budget.images / self.batch_size)):
+            seen = 0
+            while seen < budget.images:
                 inputs, labels = next(left)
+                seen += len(labels)
                 with accelerator.autocast():
                     scores = logits(inputs.to(accelerator.device)).float()
                 loss = torch.nn.functional.cross_entropy(

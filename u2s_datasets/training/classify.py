@@ -230,25 +230,16 @@ def build(settings: dict[str, Any]) -> Classifier:
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:
-    """The report as rows of cells, the head first."""
-    percent = f"{report['confidence']:.0%}"
-    head = [
-        "trained on",
-        "rows",
-        f"top-1 [{percent}]",
-        "minus originals",
-        "common rows",
-        f"top-1 [{percent}]",
-    ]
-    head.append("minus originals")
+    """The report as rows of cells, the head first; the common rows below, where they are not all rows."""
+    head = ["trained on", "rows", f"top-1 [{report['confidence']:.0%}]", "minus originals"]
     body = []
-    for name, results in report["training_sets"].items():
-        cells = [name]
-        for which in (OWN, COMMON):
+    sets = report["training_sets"]
+    has_fewer = len({results[which]["train_rows"] for results in sets.values() for which in results}) > 1
+    for which, suffix in ((OWN, ""), *([(COMMON, ", common rows")] if has_fewer else [])):
+        for name, results in sets.items():
             found = results[which]
-            cells += [str(found["train_rows"]), _cell(found, "top1_accuracy", ".3f")]
-            cells.append(_cell(found, "minus_originals", "+.3f"))
-        body.append(cells)
+            cells = [_cell(found, "top1_accuracy", ".3f"), _cell(found, "minus_originals", "+.3f")]
+            body.append([f"{name}{suffix}", str(found["train_rows"]), *cells])
     return [head, *body]
 
 
