@@ -181,6 +181,26 @@ def test_every_training_has_the_same_budget_and_rows_are_paired(data, model, tmp
     assert report["feature_bytes"] == report["features"] * 48 * 4
 
 
+def test_each_training_set_has_its_own_images(data, model, tmp_path):
+    rows = study(data, model, "safe", "train", tmp_path).train
+    images = {name: rows.image(name, 7) for name in ("originals", "safe", "blur", "pixelate")}
+    patch = (slice(2, 8), slice(40, 46))
+    assert (images["originals"][patch] == (255, 0, 0)).all()
+    assert (images["safe"][patch] == GREY).all()
+    for name, image in images.items():
+        assert np.array_equal(image[12:, :34], images["originals"][12:, :34])
+        assert (name == "originals") == np.array_equal(image[patch], images["originals"][patch])
+    assert len({rows.shows(name, 7) for name in images}) == 4
+    assert not np.array_equal(images["blur"], images["pixelate"])
+
+
+def test_a_run_that_withheld_everything_is_refused(data, model, tmp_path):
+    some = study(data, model, "safe", "train", tmp_path)
+    some.train.seen["safe"] = [None] * TRAIN
+    with pytest.raises(UsageError, match="nothing to train on"):
+        Study(some.train, some.test, some.classifier)
+
+
 def test_intervals_and_differences_are_those_of_the_answers(data, model, tmp_path):
     some = study(data, model, "part", "lossy", tmp_path)
     predicted, _ = some._probes(lambda done: None)

@@ -66,18 +66,17 @@ class Study:
         check_confidence(self.confidence)
         if self.baselines and self.train.originals is None:
             raise UsageError(f"{', '.join(self.baselines)}: give the originals with --originals")
-        for name, sets in self.sets.items():
-            if not len(sets[OWN]) or not len(sets[COMMON]):
-                raise UsageError(f"no row of {name!r} has a readable image and a label in all training sets")
+        if not len(self.train.usable(SAFE)):
+            raise UsageError("no row of TRAIN has a safe image and a label; there is nothing to train on")
 
     @cached_property
     def sets(self) -> dict[str, dict[str, np.ndarray]]:
-        """The rows of each training set: its own, and those that all of them have."""
+        """The rows of each training set: its own, and those that all of them have.
+
+        The latter are the safe set's: a safe image without a readable original has been refused.
+        """
         own = {name: self.train.usable(name) for name in (*self.baselines, SAFE)}
-        common = own[SAFE]
-        for rows in own.values():
-            common = np.intersect1d(common, rows)
-        return {name: {OWN: rows, COMMON: common} for name, rows in own.items()}
+        return {name: {OWN: rows, COMMON: own[SAFE]} for name, rows in own.items()}
 
     @cached_property
     def budget(self) -> Budget:
