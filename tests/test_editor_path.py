@@ -45,7 +45,7 @@ def photos(tmp_path_factory):
     face = Image.fromarray(skimage.data.astronaut())
     for name, size in SIZES.items():
         suffix = "jpg" if name == "b" else "png"
-        face.resize(size).save(folder / f"{name}.{suffix}", exif=exif if min(size) < 10 else None)
+        face.resize(size).save(folder / f"{name}.{suffix}", **({"exif": exif} if min(size) < 10 else {}))
     return folder
 
 

@@ -19,6 +19,8 @@ from u2s_datasets.models.base import EditRequest
 from u2s_datasets.models.editors import flow_models
 from u2s_datasets.models.editors.flow_edit import FlowEdit, flow_edit, target_text
 
+pytestmark = pytest.mark.models
+
 STEPS, N_MAX = 6, 4
 SMALL = {"smallest": 64, "largest": 96, "steps": STEPS, "n_max": N_MAX}
 FAMILIES = ("sd3", "flux")

@@ -14,6 +14,8 @@ from u2s_datasets.models.editors.align import aligned, shift_of
 from u2s_datasets.models.editors.instruct import HABITS, InstructEditor, text_of
 from u2s_datasets.schema import FACE, Region
 
+pytestmark = pytest.mark.models
+
 SMALL = {"steps": 2, "smallest": 64, "largest": 96}
 BUILDERS = {
     "FluxKontextPipeline": save_kontext,

@@ -18,6 +18,8 @@ from u2s_datasets.models.editors.diffusion import generators
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.transforms.edit import Edit
 
+pytestmark = pytest.mark.models
+
 TEXTS = ["make it red", "turn the sky green", "a much older face", "make it red"]
 PUBLIC = ["a dog", "two people on a bench", "a street", "a dog on a lawn"]
 

@@ -11,6 +11,8 @@ from u2s_datasets.models.text import RapidOcr
 from u2s_datasets.models.windows import merge, windows
 from u2s_datasets.schema import Region
 
+pytestmark = pytest.mark.models
+
 
 def rgb(name: str) -> np.ndarray:
     return np.asarray(Image.fromarray(getattr(skimage.data, name)()).convert("RGB"))

@@ -12,6 +12,8 @@ from u2s_datasets import anonymize, load_preset
 from u2s_datasets.image_io import Photo
 from u2s_datasets.run.source import open_source
 
+pytestmark = pytest.mark.models
+
 
 @pytest.fixture(scope="module")
 def quick():

@@ -26,6 +26,8 @@ from u2s_datasets.evaluation.reduce import reduce
 from u2s_datasets.schema import PRIVACY_SCORES, SCORE_COLUMNS, SCORES, features
 from u2s_datasets.transforms.score import COLUMNS, Score
 
+pytestmark = pytest.mark.models
+
 ROOT = Path(__file__).parents[1]
 NAMES = ("quality", "cheating", "privacy", "utility")
 PAIRS = ("ssim", "copy_rate")

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from tiny_models import save_vision_model
 
@@ -10,6 +11,8 @@ from u2s_datasets import Inspect
 from u2s_datasets.models.base import user
 from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.prompts import prompt
+
+pytestmark = pytest.mark.models
 
 CRITERIA = {"people": "a red square"}
 

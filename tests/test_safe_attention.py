@@ -15,6 +15,8 @@ from u2s_datasets.errors import SetupError
 from u2s_datasets.models.editors import safe_attention
 from u2s_datasets.models.editors.safe_attention import PUBLIC, SafeCrossAttention, bytes_per_query
 
+pytestmark = pytest.mark.models
+
 CASES = {
     # heads, head width, rows, queries, edit tokens, public tokens, mask
     "same lengths": (2, 3, 2, 3, 5, 5, False),

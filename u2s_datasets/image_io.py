@@ -191,10 +191,19 @@ class Photo:
             self.image  # a file cut short must not leave; a JPEG's stripper walks to its end
         if self.format in STRIPPERS and not self._needs_encoding:
             try:
-                return Photo(STRIPPERS[self.format](self.data))
+                return self._stripped(STRIPPERS[self.format](self.data))
             except (ValueError, struct.error, IndexError):
                 pass  # an odd structure that Pillow tolerates: encode what it saw
         return Photo(lossless(self.image, webp=self.format == "WEBP"))
+
+    def _stripped(self, data: bytes) -> Photo:
+        """This photo with its metadata taken out of the file; what may still be there is looked for again."""
+        photo = object.__new__(
+            Photo
+        )  # the header is known: opening it again would cost half of carrying a row
+        photo.data, photo.format, photo.metadata = data, self.format, metadata.find_metadata(data)
+        photo._orientation, photo._needs_encoding = 1, False
+        return photo
 
     @functools.cached_property
     def _spliceable(self) -> Photo | None:

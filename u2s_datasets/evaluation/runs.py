@@ -36,22 +36,34 @@ HELD = (schema.EDITED_IMAGE, schema.RISK, schema.PUBLIC_CAPTION, schema.PRIVATE_
 Report = dict[str, dict[str, dict[str, float | int]]]
 
 
+def read_run(run: Path, name: str = "RUN") -> dict[str, Any]:
+    """What a finished run says of its data: `rows` by split, `fingerprint`, `image_column`, `label_column`.
+
+    Raises:
+        UsageError: the folder (called `name`) holds no run, or rows are missing.
+    """
+    try:
+        about = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))["data"]
+        about = {**about, "rows": dict(about["rows"]), "fingerprint": about["fingerprint"]}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{name} is the folder that `u2s anonymize` wrote; there is none") from error
+    for split, count in about["rows"].items():
+        written = sum(pq.read_metadata(file).num_rows for file in shard_files(run, split))
+        if written != count:
+            raise UsageError(f"the run is not finished: {written} of {count} rows of {split!r} are there")
+    return about
+
+
 def open_run(run: Path, originals: Source) -> Source:
     """The originals cut to the rows of a run.
 
     Raises:
         UsageError: the folder holds no run, or its rows are not those of the originals.
     """
-    try:
-        about = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))["data"]
-        rows, fingerprint = dict(about["rows"]), about["fingerprint"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UsageError("RUN is the folder that `u2s anonymize` wrote; there is none") from error
+    about = read_run(run)
+    rows, fingerprint = about["rows"], about["fingerprint"]
     splits = {}
     for split, count in rows.items():
-        written = sum(pq.read_metadata(file).num_rows for file in _files(run, split))
-        if written != count:
-            raise UsageError(f"the run is not finished: {written} of {count} rows of {split!r} are there")
         data = originals.splits.get(split)
         # With the very same data a run of the first rows (--limit) still says which they were.
         is_enough = data is not None and len(data) > count and originals.fingerprint == fingerprint
@@ -118,7 +130,7 @@ def flag_scores(
     risks = (
         value["unsafe"]
         for split in originals.splits
-        for file in _files(run, split)
+        for file in shard_files(run, split)
         for value in pq.read_table(file, columns=[schema.RISK])[schema.RISK].to_pylist()
     )
     flags = list(risks)
@@ -163,7 +175,7 @@ def _batches(
 ) -> Iterator[dict[str, list[Any]]]:
     for split, data in originals.splits.items():
         arrow, start = data.with_format("arrow"), 0
-        for file in _files(run, split):
+        for file in shard_files(run, split):
             for part in pq.ParquetFile(file).iter_batches(batch_size, columns=list(HELD)):
                 images = arrow[start : start + part.num_rows][originals.image_column].to_pylist()
                 batch = {schema.IMAGE: [_photo(value) for value in images]}
@@ -198,7 +210,8 @@ def _photo(value: Any) -> Photo | None:
         return None
 
 
-def _files(run: Path, split: str) -> list[Path]:
+def shard_files(run: Path, split: str) -> list[Path]:
+    """The Parquet files of a run's split, in order."""
     return sorted((run / "data").glob(f"{split}-?????-of-?????.parquet"))
 
 

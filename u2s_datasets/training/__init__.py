@@ -1,0 +1,1 @@
+"""Training: classifiers for utility, pairs and editors."""
