@@ -395,12 +395,12 @@ def test_the_struct_of_a_column_has_every_field():
 @pytest.fixture
 def push(tmp_path):
     """Runs `u2s metrics push` against a server, as a command of its own: the address is read at import."""
-    import hub_server
+    import space_server
 
     servers = []
 
     def _push(namespace="me", **options):
-        servers.append(hub_server.HubServer(**options))
+        servers.append(space_server.HubServer(**options))
         env = {
             **os.environ,
             "HF_ENDPOINT": servers[-1].url,
