@@ -1,0 +1,1 @@
+"""Training an editor on triplets: the pairs, and fine-tuning on them."""
