@@ -7,6 +7,7 @@ reconstructs such pictures exactly, so that what the editor learns in latents sh
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ class Drawing:
             elif self.shape == "square":
                 draw.rectangle(box, fill=colour)
             else:
-                draw.polygon([(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=colour)
+                draw.polygon(
+                    [(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=colour
+                )
         small = np.asarray(image.resize((cells, cells), Image.Resampling.BOX))
         return small.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
 
@@ -233,3 +236,28 @@ def _text_encoder() -> Any:
         initializer_factor=5.0,  # words far enough apart that a frozen encoder tells them from each other
     )
     return transformers.CLIPTextModel(config).eval()
+
+
+def save_pairs(folder: Path, splits: dict[str, list[Drawing]]) -> Path:
+    """Drawings as a dataset of pairs, a Parquet file for each split."""
+    from datasets import Dataset
+
+    from u2s_datasets import schema
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, drawings_ in splits.items():
+        rows = {
+            schema.SOURCE_IMAGE: [_png(drawing.pixels(after=False)) for drawing in drawings_],
+            schema.TARGET_IMAGE: [_png(drawing.pixels(after=True)) for drawing in drawings_],
+            schema.EDIT_INSTRUCTION: [drawing.instruction for drawing in drawings_],
+            schema.PUBLIC_CAPTION: [drawing.caption for drawing in drawings_],
+        }
+        features = schema.features(*rows)
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def _png(pixels: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}

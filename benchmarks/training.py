@@ -23,7 +23,8 @@ def save_trained(folder: Path, safe: bool = True, steps: int = 600, batch_size: 
     Args:
         folder: becomes the model.
         safe: with Safe Cross-Attention, or without.
-        steps: optimiser steps, of `batch_size` drawings.
+        steps: optimiser steps.
+        batch_size: drawings of a step.
     """
     import diffusers
     import torch
@@ -64,7 +65,9 @@ def _train(pipe: Any, steps: int, batch_size: int, safe: bool) -> None:
     for _ in range(steps):
         rows, chance = torch.randint(len(pairs), (batch_size,)), torch.rand(batch_size)
         textless, blind = chance < 0.1, (chance >= 0.05) & (chance < 0.15)
-        edit, public = (torch.where(textless[:, None, None], empty, texts[rows]) for texts in (edits, publics))
+        edit, public = (
+            torch.where(textless[:, None, None], empty, texts[rows]) for texts in (edits, publics)
+        )
         noise, times = torch.randn_like(target[rows]), torch.randint(1000, (batch_size,))
         seen = torch.where(blind[:, None, None, None], 0, source[rows])
         asked = torch.cat([scheduler.add_noise(target[rows], noise, times), seen], dim=1)

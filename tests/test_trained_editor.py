@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from benchmarks import shapes
 from benchmarks.training import GOAL, GUIDANCE, save_trained, scores
-
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.transforms.edit import Edit

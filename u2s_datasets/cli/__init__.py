@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. No logic. A module of commands is imported here, and that is all."""
 
-from u2s_datasets.cli import anonymizing, evaluating, system
+from u2s_datasets.cli import anonymizing, evaluating, system, training
 from u2s_datasets.cli.main import app
 
-__all__ = ["anonymizing", "app", "evaluating", "system"]
+__all__ = ["anonymizing", "app", "evaluating", "system", "training"]

@@ -81,13 +81,30 @@ def row_of(seed: int, number: int, rows: int) -> int:
     return int(_order(seed, number // rows, rows)[number % rows])
 
 
-def numbers(
-    start: int, steps: int, accumulate: int, batch_size: int, rank: int, world: int
-) -> Iterator[int]:
-    """The samples of a rank from a step on: each micro-batch of the world is cut into one part per rank."""
-    for micro in range(start * accumulate, steps * accumulate):
-        first = (micro * world + rank) * batch_size
-        yield from range(first, first + batch_size)
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the samples that a rank takes: of each micro-batch of the world, its own part.
+
+    Attributes:
+        start, steps: from which optimiser step to which. accumulate: micro-batches of a step.
+        batch_size: samples of a micro-batch on one rank.
+        rank, world: of the process, and how many there are.
+    """
+
+    start: int
+    steps: int
+    accumulate: int
+    batch_size: int
+    rank: int
+    world: int
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.accumulate * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for micro in range(self.start * self.accumulate, self.steps * self.accumulate):
+            first = (micro * self.world + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
 
 
 def square(image: np.ndarray, side: int, place: float, flip: bool) -> np.ndarray:
@@ -116,16 +133,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.data)
 
-    def texts(self, row: int) -> tuple[str, str]:
-        """Instruction and public caption of a row."""
-        values = self.data.select_columns(list(TEXTS))[row]
-        return values[TEXTS[0]] or "", values[TEXTS[1]] or ""
-
-    def images(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target of a row, HxWx3 uint8.
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray, str, str]:
+        """Source and target of a row (HxWx3 uint8 of one size), instruction, public caption.
 
         Raises:
-            UsageError: one of them can't be read, or they differ in size.
+            UsageError: an image can't be read, or the two differ in size.
         """
         values = self.data[row]
         try:
@@ -137,12 +149,13 @@ class Pairs:
             raise UsageError(
                 f"the images of pair {row} differ in size ({sizes}); both must show the same, pixel on pixel"
             )
-        return source, target
+        instruction, caption = (values[name] or "" for name in TEXTS)
+        return source, target, instruction, caption
 
     def sample(self, row: int, draw: Draw) -> dict[str, Any]:
         """A row as `collate` takes it; both images are cropped and mirrored alike."""
-        source, target = (square(image, self.side, draw.place, draw.flip) for image in self.images(row))
-        instruction, caption = self.texts(row)
+        *images, instruction, caption = self.read(row)
+        source, target = (square(image, self.side, draw.place, draw.flip) for image in images)
         return {
             "row": row,
             "draw": draw,
@@ -155,15 +168,16 @@ class Pairs:
 
 @dataclass
 class Samples:
-    """Pairs as torch's `DataLoader` asks for them: by the sample's number."""
+    """Pairs as torch's `DataLoader` asks for them: by the sample's number. Without `read`, only rows and draws."""
 
     pairs: Pairs
     seed: int
     flip: float
+    read: bool = True
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        row = row_of(self.seed, number, len(self.pairs))
-        return self.pairs.sample(row, drawn(self.seed, number, self.flip))
+        row, draw = row_of(self.seed, number, len(self.pairs)), drawn(self.seed, number, self.flip)
+        return self.pairs.sample(row, draw) if self.read else {"row": row, "draw": draw}
 
 
 @dataclass
@@ -188,7 +202,8 @@ def open_pairs(folder: str | Path, side: int, seed: int, validation_share: float
     Args:
         folder: what `u2s pairs` wrote, or any dataset with the same columns; rows that were not kept are skipped.
         side: of the squares.
-        seed, validation_share: of the split, where the data have none of the name "validation".
+        seed: of the shuffle that splits data without a split "validation".
+        validation_share: of the rows, in that case.
 
     Raises:
         UsageError: columns are missing, no pair is there, or images of a pair differ in size.
@@ -209,7 +224,7 @@ def open_pairs(folder: str | Path, side: int, seed: int, validation_share: float
     both = Pairs(train, side), Pairs(data, side)
     for pairs in both:
         for row in np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), CHECKED)).astype(int)):
-            pairs.images(int(row))
+            pairs.read(int(row))
     return *both, fingerprint
 
 

@@ -106,8 +106,15 @@ PUBLISHED = {
 def filled(training: EditorTraining, published: Published) -> EditorTraining:
     """The settings with the published values in place of nulls."""
     return replace(
-        training, **{name: value for name, value in vars(published).items() if getattr(training, name) is None}
+        training,
+        **{name: value for name, value in vars(published).items() if getattr(training, name) is None},
     )
+
+
+def plan_of(training: EditorTraining) -> Published:
+    """The settings that `filled` has filled, none of them null."""
+    values: dict[str, Any] = vars(training)
+    return Published(**{name: values[name] for name in Published.__dataclass_fields__})
 
 
 def read_training(overrides: Iterable[str] = ()) -> EditorTraining:
