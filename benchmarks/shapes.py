@@ -92,8 +92,8 @@ def _drawing(draw: np.random.Generator, count: int) -> Drawing:
             boxes.append((x, y, size))
         elif draw.random() < 0.05:  # no room is left: begin again
             boxes.clear()
-    tone = draw.integers(90, 235)
-    ground = tuple(int(v) for v in np.clip(tone + draw.integers(-12, 13, 3), 0, 255))
+    tone = draw.integers(140, 200)
+    ground = tuple(int(v) for v in np.clip(tone + draw.integers(-5, 6, 3), 0, 255))
     names = (str(draw.choice(choices)) for choices in (SHAPES, list(OLD), list(NEW)))
     return Drawing(*names, tuple(boxes), ground)  # type: ignore[arg-type]
 
@@ -106,9 +106,14 @@ def colour_of(pixels: np.ndarray, mask: np.ndarray) -> str:
 
 
 def overlap(pixels: np.ndarray, drawing: Drawing) -> float:
-    """Intersection over union of a drawing's shapes and what stands out from its background in an image."""
-    found = np.abs(pixels.astype(int) - np.array(drawing.ground)).max(axis=2) > 60
+    """Intersection over union of a drawing's shapes and of what has the new colour in an image (HxWx3 uint8).
+
+    A pixel has it that is closer to it than to the image's own background.
+    """
     mask = drawing.mask()
+    colours = np.array([NEW[drawing.new], np.median(pixels[~mask], axis=0)])
+    far, near = np.linalg.norm(pixels[None] - colours[:, None, None], axis=-1)[::-1]
+    found = near < far
     return float((found & mask).sum() / max(1, (found | mask).sum()))
 
 
@@ -128,7 +133,7 @@ def save_untrained(folder: Path, seed: int = 0) -> Path:
             sample_size=SIDE // BLOCK,
             in_channels=6,
             out_channels=3,
-            block_out_channels=(32, 64),
+            block_out_channels=(32, 48),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks import shapes
 from benchmarks.common import Result, fresh
@@ -17,90 +14,39 @@ HELD_OUT, SEED = 64, 99
 GUIDANCE = {"steps": 15, "guidance_scale": 3.0, "image_guidance_scale": 1.0}
 
 
-def save_trained(folder: Path, safe: bool = True, steps: int = 600, batch_size: int = 16) -> Path:
-    """A tiny InstructPix2Pix that was trained on drawings, in the form that the adapter loads.
+def save_trained(folder: Path, safe: bool = True, steps: int = 500) -> Path:
+    """A tiny InstructPix2Pix that `u2s train editor` trained on drawings.
 
     Args:
-        folder: becomes the model.
+        folder: gets the pairs, the untrained model and the trained one.
         safe: with Safe Cross-Attention, or without.
-        steps: optimiser steps.
-        batch_size: drawings of a step.
+        steps: optimiser steps of 16 pairs.
+
+    Returns:
+        The folder of the trained model.
     """
-    import diffusers
-    import torch
-    from diffusers.models.attention_processor import AttnProcessor2_0
+    from u2s_datasets.training.finetune import train_editor
+    from u2s_datasets.training.settings import EditorTraining
 
-    from u2s_datasets.models.editors import safe_attention
-
-    pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(shapes.save_untrained(folder))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if safe:
-            safe_attention.install(pipe.unet)
-        _train(pipe, steps, batch_size, safe)
-    if safe:
-        safe_attention.save(pipe.unet, folder / "unet")
-        pipe.unet.set_attn_processor(AttnProcessor2_0())
-    pipe.save_pretrained(folder)
-    return folder
-
-
-def _train(pipe: Any, steps: int, batch_size: int, safe: bool) -> None:
-    import torch
-
-    from u2s_datasets.models.editors import safe_attention
-
-    unet = pipe.unet.train()
-    scheduler = diffusers_noise(pipe)
-    pairs = shapes.drawings(2000, seed=1)
-    with torch.no_grad():
-        source, target = (_latents(pipe, [pair.pixels(after) for pair in pairs]) for after in (False, True))
-        target = target * pipe.vae.config.scaling_factor
-        edits, publics, empty = (
-            _encoded(pipe, texts)
-            for texts in ([pair.instruction for pair in pairs], [pair.caption for pair in pairs], [""])
-        )
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
-        rows, chance = torch.randint(len(pairs), (batch_size,)), torch.rand(batch_size)
-        textless, blind = chance < 0.1, (chance >= 0.05) & (chance < 0.15)
-        edit, public = (
-            torch.where(textless[:, None, None], empty, texts[rows]) for texts in (edits, publics)
-        )
-        noise, times = torch.randn_like(target[rows]), torch.randint(1000, (batch_size,))
-        seen = torch.where(blind[:, None, None, None], 0, source[rows])
-        asked = torch.cat([scheduler.add_noise(target[rows], noise, times), seen], dim=1)
-        more = {"cross_attention_kwargs": {safe_attention.PUBLIC: public}} if safe else {}
-        loss = (unet(asked, times, edit, **more).sample - noise).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    unet.eval()
-
-
-def diffusers_noise(pipe: Any) -> Any:
-    """The noise schedule of a pipeline's training."""
-    import diffusers
-
-    return diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-
-
-def _latents(pipe: Any, images: list[np.ndarray]) -> Any:
-    import torch
-
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
-    return torch.cat([pipe.vae.encode(part).latent_dist.mode() for part in pixels.split(100)])
-
-
-def _encoded(pipe: Any, texts: list[str]) -> Any:
-    distinct = sorted(set(texts))
-    ids = pipe.tokenizer(
-        distinct, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
-    ).input_ids
-    return pipe.text_encoder(ids)[0][[distinct.index(text) for text in texts]]
+    splits = {"train": shapes.drawings(1000, seed=1), "validation": shapes.drawings(32, seed=2)}
+    pairs = shapes.save_pairs(folder / "pairs", splits)
+    training = EditorTraining(
+        model=str(shapes.save_untrained(folder / "untrained")),
+        safe_attention=safe,
+        resolution=shapes.SIDE,
+        steps=steps,
+        batch_size=16,
+        accumulate=1,
+        learning_rate=2e-3,
+        warmup=30,
+        ema=0.99,
+        cache=True,
+        validate_every=steps // 2,
+        checkpoint_every=steps,
+        previews=0,
+    )
+    train_editor(str(pairs), folder / "model", training)
+    return folder / "model"
 
 
 def scores(model: Path, count: int = HELD_OUT) -> dict[str, float]:

@@ -10,10 +10,7 @@ OUT holds what an adapter loads. OUT/training is PRIVATE: its previews show orig
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,27 +20,19 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from u2s_datasets import config
 from u2s_datasets.errors import UsageError
-from u2s_datasets.training import cache, checkpoints, data
+from u2s_datasets.training import cache, checkpoints, data, folder
 from u2s_datasets.training.card import write_card
 from u2s_datasets.training.checkpoints import State, TrainingStopped
+from u2s_datasets.training.folder import BEST_FILE, LOG_FILE, PRIVATE
 from u2s_datasets.training.objectives import OBJECTIVES, Encoded, kind_of
 from u2s_datasets.training.optimizers import optimizer_of, tracker_names
 from u2s_datasets.training.previews import preview, save_previews
 from u2s_datasets.training.settings import PUBLISHED, EditorTraining, filled, plan_of
-
-logger = logging.getLogger(__name__)
-
-PRIVATE = "training"  # the folder in OUT that is not published
-SETTINGS_FILE, LOG_FILE, BEST_FILE = "settings.yaml", "log.jsonl", "best.safetensors"
-# What may change when a training is continued: nothing that its weights depend on.
-FREE = {"steps", "workers", "trackers", "checkpoint_every", "keep_checkpoints", "previews", "preview_steps"}
 
 
 def train_editor(
@@ -104,7 +93,7 @@ class Trainer:
         )
         self.about = {"data": fingerprint, "kind": kind, "settings": training.settings()}
         if self.accelerator.is_main_process:
-            self._open(resume)
+            folder.start(out, self.about, resume)
         self.accelerator.wait_for_everyone()
         self.objective = OBJECTIVES[kind](training, self.accelerator.device)
         self.weights: dict[str, Tensor] = {
@@ -127,8 +116,9 @@ class Trainer:
                 "side": training.resolution,
                 "seed": training.seed,
             }
-            folder = self.private / "cache"
-            self.cache = cache.build(folder, self.train, self.objective, self.accelerator, about)
+            self.cache = cache.build(
+                self.private / "cache", self.train, self.objective, self.accelerator, about
+            )
 
     def run(self, on_steps: Callable[[int], None]) -> None:
         """All steps that are left, with validation and checkpoints on the way."""
@@ -275,27 +265,15 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = self.optimizer.state_dict()
-            folder = self.private / "checkpoints"
-            checkpoints.save(folder, self.state, self.weights, self.average, state, self.t.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
-    def _open(self, resume: bool) -> None:
-        """Makes the folder, or checks that it holds the training that shall go on."""
-        file = self.private / SETTINGS_FILE
-        if resume:
-            _check_same(file, self.about)
-            return
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UsageError(
-                "the output folder is not empty: --resume continues an unfinished training, or choose another"
+            checkpoints.save(
+                self.private / "checkpoints",
+                self.state,
+                self.weights,
+                self.average,
+                state,
+                self.t.keep_checkpoints,
             )
-        try:
-            self.private.mkdir(parents=True, exist_ok=True)
-            file.write_text(yaml.safe_dump(self.about, sort_keys=False), "utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"the output folder can't be written ({error.strerror}); choose another"
-            ) from error
+        self.accelerator.wait_for_everyone()
 
     def _load(self) -> None:
         """Continues from the last checkpoint, or from the beginning if there is none yet."""
@@ -335,44 +313,14 @@ class Trainer:
                 "validation_pairs": len(self.validation),
                 "kind": self.kind,
             }
-            self._write_model()
+            folder.place(out, self.objective.save)
             write_card(self.out, self.t, found)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return found
-
-    def _write_model(self) -> None:
-        temporary = self.private / ".model.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            self.objective.save(temporary)
-            for part in temporary.iterdir():
-                there = self.out / part.name
-                if there.is_dir():
-                    shutil.rmtree(there)
-                os.replace(part, there)
-            temporary.rmdir()
-        except (OSError, RuntimeError) as error:
-            raise TrainingStopped(
-                f"the model could not be written ({error}); its checkpoints are intact: make room, then --resume"
-            ) from error
 
 
 def _copy(values: dict[str, Tensor], into: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
             into[name].copy_(value)
-
-
-def _check_same(file: Path, about: dict[str, Any]) -> None:
-    try:
-        there = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError("the output folder holds no training to resume; leave --resume out") from error
-    changed = [
-        line
-        for line in config.differences(there, about)
-        if line.partition(":")[0].removeprefix("settings.") not in FREE
-    ]
-    if changed:
-        raise UsageError(f"the training in the output folder has other settings ({'; '.join(changed[:5])})")
