@@ -53,6 +53,11 @@ class Drawing:
         """The public caption: the shape, no colour."""
         return f"a {self.shape}"
 
+    @property
+    def full_caption(self) -> str:
+        """Shape and new colour."""
+        return f"a {self.new} {self.shape}"
+
     def pixels(self, after: bool) -> np.ndarray:
         """(SIDE, SIDE, 3) uint8, in the old or the new colour."""
         colour = NEW[self.new] if after else OLD[self.old]
@@ -125,13 +130,69 @@ def save_untrained(folder: Path, seed: int = 0) -> Path:
         seed: of all weights.
     """
     import diffusers
+
+    kind = diffusers.StableDiffusionInstructPix2PixPipeline
+    pipeline(kind, 6, diffusers.EulerAncestralDiscreteScheduler, seed).save_pretrained(folder)
+    return folder
+
+
+def save_generator(folder: Path, steps: int = 400) -> Path:
+    """A Stable Diffusion that was trained to draw shapes from captions such as "a red circle".
+
+    Args:
+        folder: becomes the model.
+        steps: optimiser steps of 16 drawings.
+    """
+    import diffusers
+    import torch
+
+    pipe = pipeline(diffusers.StableDiffusionPipeline, 3, diffusers.DDIMScheduler)
+    noises = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    pairs = drawings(600, seed=1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        images = np.stack([pair.pixels(after=True) for pair in pairs])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        texts = [pair.full_caption for pair in pairs]
+        embeds, empty = (pipe.text_encoder(_ids(pipe, some))[0] for some in (texts, [""]))
+        optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+        for _ in range(steps):
+            rows, times = torch.randint(len(pairs), (16,)), torch.randint(1000, (16,))
+            noise = torch.randn_like(latents[rows])
+            context = torch.where(torch.rand(16, 1, 1) < 0.1, empty, embeds[rows])
+            with torch.enable_grad():
+                answer = pipe.unet(noises.add_noise(latents[rows], noise, times), times, context).sample
+                (answer - noise).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _ids(pipe: Any, texts: list[str]) -> Any:
+    return pipe.tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
+
+
+def pipeline(kind: Any, channels: int, scheduler: Any, seed: int = 0) -> Any:
+    """A pipeline of tiny parts, its UNet with random weights.
+
+    Args:
+        kind: the pipeline's class.
+        channels: that the UNet takes; it gives 3.
+        scheduler: the scheduler's class; it gets Stable Diffusion's noise levels.
+        seed: of all weights.
+    """
+    import diffusers
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DConditionModel(
             sample_size=SIDE // BLOCK,
-            in_channels=6,
+            in_channels=channels,
             out_channels=3,
             block_out_channels=(32, 48),
             layers_per_block=1,
@@ -141,20 +202,18 @@ def save_untrained(folder: Path, seed: int = 0) -> Path:
             attention_head_dim=2,  # diffusers' name for the number of heads
             cross_attention_dim=WIDTH,
         )
-        scheduler = diffusers.EulerAncestralDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
-        )
-        diffusers.StableDiffusionInstructPix2PixPipeline(
+        return kind(
             vae=block_autoencoder(),
             text_encoder=_text_encoder(),
             tokenizer=_tokenizer(),
             unet=unet,
-            scheduler=scheduler,
+            scheduler=scheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+            ),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder)
-    return folder
+        )
 
 
 def block_autoencoder() -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +99,9 @@ def load(folder: Path) -> tuple[State, Weights, Weights, dict[str, Any]]:
     try:
         state = State(**json.loads((folder / STATE).read_text("utf-8")))
         weights, average = (safetensors.torch.load_file(folder / name) for name in (WEIGHTS, AVERAGE))
+        # What is no archive torch takes for a pickle, which can fail in any way.
+        if not zipfile.is_zipfile(folder / OPTIMIZER):
+            raise ValueError("no archive")
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(

@@ -313,7 +313,7 @@ class Trainer:
                 "validation_pairs": len(self.validation),
                 "kind": self.kind,
             }
-            folder.place(out, self.objective.save)
+            folder.place(self.out, self.objective.save)
             write_card(self.out, self.t, found)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -13,7 +13,7 @@ import yaml
 
 from u2s_datasets import config
 from u2s_datasets.errors import UsageError
-from u2s_datasets.training.checkpoints import TrainingStopped
+from u2s_datasets.training.checkpoints import TrainingStopped, finished
 
 PRIVATE = "training"  # the folder in OUT that is not published
 SETTINGS_FILE, LOG_FILE, BEST_FILE = "settings.yaml", "log.jsonl", "best.safetensors"
@@ -36,15 +36,23 @@ def start(out: Path, about: dict[str, Any], resume: bool) -> None:
     if resume:
         _check_same(file, about)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _is_unused(out):
         raise UsageError(
             "the output folder is not empty: --resume continues an unfinished training, or choose another"
         )
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(file.parent, ignore_errors=True)
+        file.parent.mkdir(parents=True)
         file.write_text(yaml.safe_dump(about, sort_keys=False), "utf-8")
     except OSError as error:
         raise UsageError(f"the output folder can't be written ({error.strerror}); choose another") from error
+
+
+def _is_unused(out: Path) -> bool:
+    """Whether nothing is in a folder, or only what a training leaves that failed before its first checkpoint."""
+    if not out.is_dir():
+        return False
+    return {path.name for path in out.iterdir()} <= {PRIVATE} and not finished(out / PRIVATE / "checkpoints")
 
 
 def _check_same(file: Path, about: dict[str, Any]) -> None:
