@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -88,6 +89,8 @@ class Trainer:
             pairs, plan.resolution, training.seed, training.validation_share
         )
         names = tracker_names(training.trackers)
+        # A second training in a process may have another precision; the process group stays.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=training.mixed_precision, log_with=names or None, project_dir=str(self.private)
         )

@@ -55,7 +55,7 @@ class PairMaker(Transform):
     clip: AnyClip = Field(default_factory=Clip)
     threshold: float = Field(default=0.7, ge=0)
 
-    needs: ClassVar[tuple[str, ...]] = (schema.IMAGE,)
+    needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, *TEXTS[:2])
     adds: ClassVar[tuple[str, ...]] = (schema.SOURCE_IMAGE, schema.TARGET_IMAGE, schema.PAIR)
 
     tells: ClassVar[str] = schema.PAIR
