@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import shapes
@@ -11,10 +12,11 @@ from benchmarks.common import Result, fresh
 CHANCE = 1 / len(shapes.NEW)
 GOAL = 0.9
 HELD_OUT, SEED = 64, 99
+STEPS = 900  # about two minutes on an idle core
 GUIDANCE = {"steps": 15, "guidance_scale": 3.0, "image_guidance_scale": 1.0}
 
 
-def save_trained(folder: Path, safe: bool = True, steps: int = 500) -> Path:
+def save_trained(folder: Path, safe: bool = True, steps: int = 400) -> Path:
     """A tiny InstructPix2Pix that `u2s train editor` trained on drawings.
 
     Args:
@@ -50,7 +52,12 @@ def save_trained(folder: Path, safe: bool = True, steps: int = 500) -> Path:
 
 
 def scores(model: Path, count: int = HELD_OUT) -> dict[str, float]:
-    """Shares of held-out drawings whose edit has the new colour, and keeps the shape; the mean overlap."""
+    """How held-out drawings are edited.
+
+    Returns:
+        colour: share that has the new colour. shape: share in which, of all shapes in the places of the drawing's, its
+        own overlaps most with what has the new colour. overlap: the mean of that overlap (IoU).
+    """
     from u2s_datasets.models.base import EditRequest
     from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 
@@ -69,11 +76,19 @@ def scores(model: Path, count: int = HELD_OUT) -> dict[str, float]:
     edits = editor.edit(requests)
     pairs = [(edit, drawing) for edit, drawing in zip(edits, drawings, strict=True) if edit is not None]
     colours = [shapes.colour_of(edit, drawing.mask()) == drawing.new for edit, drawing in pairs]
-    overlaps = [shapes.overlap(edit, drawing) for edit, drawing in pairs]
+    overlaps = [
+        {shape: shapes.overlap(edit, replace(drawing, shape=shape)) for shape in shapes.SHAPES}
+        for edit, drawing in pairs
+    ]
+    kept = [
+        max(found, key=found.__getitem__) == pair[1].shape
+        for found, pair in zip(overlaps, pairs, strict=True)
+    ]
+    own = [found[pair[1].shape] for found, pair in zip(overlaps, pairs, strict=True)]
     return {
         "colour": sum(colours) / count,
-        "shape": sum(value > 0.7 for value in overlaps) / count,
-        "overlap": sum(overlaps) / count,
+        "shape": sum(kept) / count,
+        "overlap": sum(own) / count,
     }
 
 
@@ -81,7 +96,7 @@ def bench(folder: Path) -> list[Result]:
     """Goals: colour accuracy above 90 %, and shapes kept at least as often with Safe Cross-Attention as without."""
     folder = fresh(folder)
     untrained = scores(shapes.save_untrained(folder / "untrained"))
-    found = {safe: scores(save_trained(folder / f"safe-{safe}", safe)) for safe in (False, True)}
+    found = {safe: scores(save_trained(folder / f"safe-{safe}", safe, STEPS)) for safe in (False, True)}
     details = {"untrained": untrained, "plain": found[False], "safe": found[True], "chance": CHANCE}
     colour, kept = found[True]["colour"], found[True]["shape"] - found[False]["shape"]
     return [
