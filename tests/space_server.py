@@ -50,7 +50,7 @@ class HubServer:
                         {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files
                     ]
                     self._say(200, {"files": modes})
-                elif found := re.fullmatch(r"/api/spaces/([^/]+/[^/]+)/commit/main", self.path):
+                elif found := re.fullmatch(r"/api/(?:spaces|models)/([^/]+/[^/]+)/commit/main", self.path):
                     hub._keep(found[1], body)
                     commit = {
                         "commitUrl": f"{hub.url}/spaces/{found[1]}/commit/{'0' * 40}",

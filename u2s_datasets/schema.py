@@ -22,6 +22,10 @@ EDIT_INSTRUCTION = "edit_instruction"
 COMBINED_CAPTION = "combined_caption"
 EDITED_IMAGE = "edited_image"
 AUDIT = "audit"
+# The columns of pairs for training. The source image shows what must not be published.
+SOURCE_IMAGE = "source_image"
+TARGET_IMAGE = "target_image"
+PAIR = "pair"
 ADDED_COLUMNS = (
     RISK,
     PRIVATE_CAPTION,
@@ -180,6 +184,17 @@ def features(*columns: str) -> Features:
             "reason": Value("string"),
             # SHA-256 of the verified file: a release refuses any other bytes.
             "digest": Value("string"),
+        },
+        SOURCE_IMAGE: Image(),
+        TARGET_IMAGE: Image(),
+        PAIR: {
+            "kept": Value("bool"),
+            "similarity_before": Value("float32"),
+            "similarity": Value("float32"),
+            "ratio": Value("float32"),
+            "seed": Value("int64"),
+            "editor": Value("string"),
+            "reason": Value("string"),
         },
     }
     for column, fields in SCORE_COLUMNS.items():

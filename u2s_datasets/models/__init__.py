@@ -12,6 +12,7 @@ from u2s_datasets.models.chat import TransformersChat
 from u2s_datasets.models.clip import Clip
 from u2s_datasets.models.codes import OpenCvCodes
 from u2s_datasets.models.editors.flow_edit import FlowEdit
+from u2s_datasets.models.editors.free_prompt import FreePrompt
 from u2s_datasets.models.editors.instruct import InstructEditor
 from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 from u2s_datasets.models.editors.redact import Redactor
@@ -34,7 +35,9 @@ else:
         Annotated[CenterFace | RapidOcr | OpenCvCodes, Field(discriminator="kind")] | InstanceOf[Adapter]
     )
     AnyEditor = (
-        Annotated[Redactor | FlowEdit | InstructPix2Pix | InstructEditor, Field(discriminator="kind")]
+        Annotated[
+            Redactor | FlowEdit | InstructPix2Pix | InstructEditor | FreePrompt, Field(discriminator="kind")
+        ]
         | InstanceOf[Adapter]
     )
     AnyFaceEmbedder = Annotated[DlibFaceEmbedder | ArcFace, Field(discriminator="kind")] | InstanceOf[Adapter]

@@ -1,4 +1,4 @@
-"""Runs an Anonymizer over a source, shard by shard.
+"""Runs a job, such as an Anonymizer, over a source, shard by shard.
 
 A shard is computed, written under a temporary name, synced and renamed: a file with its final name is the
 completion mark, and the whole resume logic. The number of shards follows from the rows and `shard_size`
@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Image
 
 import u2s_datasets
 from u2s_datasets import config, schema
@@ -27,9 +27,7 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import revisions
 from u2s_datasets.run.source import Source
-from u2s_datasets.schema import Status
-from u2s_datasets.transforms.anonymize import Anonymizer
-from u2s_datasets.transforms.base import class_names
+from u2s_datasets.transforms.base import Batch, Transform, class_names
 
 SETTINGS_FILE = "settings.yaml"
 REVISIONS_FILE = "revisions.yaml"
@@ -37,6 +35,36 @@ SETTINGS_HEAD = (
     "# Settings of a u2s-datasets run. This folder is PRIVATE: its private_caption and risk columns say what\n"
     "# was hidden. Publish its release view, never the folder itself.\n"
 )
+
+
+class Job(Protocol):
+    """What the runner runs.
+
+    Attributes:
+        adds: the columns it adds. reads: those that it wants beside image and class, where the source has them.
+        tells: the added column that says what became of a row. statuses: all that can.
+    """
+
+    adds: ClassVar[tuple[str, ...]]
+    tells: ClassVar[str]
+    statuses: ClassVar[tuple[str, ...]]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See above."""
+
+    @property
+    def steps(self) -> tuple[Transform, ...]:
+        """The transforms in order, whose versions are part of the settings."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting as plain values."""
+
+    def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
+        """The added columns of a batch; the seconds of each step are added to `seconds`."""
+
+    def outcome(self, told: dict[str, Any]) -> tuple[str, str | None]:
+        """The status of a row by its column `tells`, and a reason where one is to be counted."""
 
 
 @dataclass
@@ -83,7 +111,7 @@ def shards_of(source: Source, out: Path, shard_size: int) -> list[Shard]:
 
 def run(
     source: Source,
-    anonymizer: Anonymizer,
+    job: Job,
     out: Path,
     shard_size: int = 256,
     batch_size: int = 32,
@@ -93,7 +121,7 @@ def run(
 
     Args:
         source: see `open_source`.
-        anonymizer: what to do.
+        job: what to do, such as an `Anonymizer`.
         out: the folder; new, empty, or holding a run with the same settings on the same data.
         shard_size: rows of a shard; what an interruption can cost at most.
         batch_size: rows in memory at a time.
@@ -103,7 +131,7 @@ def run(
         UsageError: the folder holds something else or can't be written.
         SetupError: a model or library is missing; nothing has been written for the current shard.
     """
-    prepare(source, anonymizer, out, shard_size)
+    prepare(source, job, out, shard_size)
     summary = Summary()
     for shard in shards_of(source, out, shard_size):
         summary.shards += 1
@@ -111,13 +139,13 @@ def run(
             summary.shards_skipped += 1
             on_rows(shard.stop - shard.start)
         else:
-            _write(shard, source, anonymizer, batch_size, summary.seconds, on_rows)
+            _write(shard, source, job, batch_size, summary.seconds, on_rows)
             _record_revisions(out)
-        _count(shard, summary)
+        _count(shard, job, summary)
     return summary
 
 
-def prepare(source: Source, anonymizer: Anonymizer, out: Path, shard_size: int) -> None:
+def prepare(source: Source, job: Job, out: Path, shard_size: int) -> None:
     """Writes the settings file of a new run, or checks that of the run which is there.
 
     Raises:
@@ -131,8 +159,8 @@ def prepare(source: Source, anonymizer: Anonymizer, out: Path, shard_size: int) 
             "label_column": source.label_column,
         },
         "shard_size": shard_size,
-        "versions": {type(step).__name__: step.version for step in anonymizer.steps},
-        "settings": anonymizer.settings(),
+        "versions": {type(step).__name__: step.version for step in job.steps},
+        "settings": job.settings(),
     }
     file = out / SETTINGS_FILE
     try:
@@ -176,36 +204,38 @@ def _record_revisions(out: Path) -> None:
             temporary.write_text(yaml.safe_dump({**there, **now}), "utf-8")
 
 
-def output_features(source: Source) -> Features:
-    """The features of the shards: the user's columns without the images, and the added ones."""
+def output_features(source: Source, job: Job) -> Features:
+    """The features of the shards: the user's columns without any images, and the added ones."""
     own = next(iter(source.splits.values())).features
-    return Features({**{k: v for k, v in own.items() if k != source.image_column}, **schema.features()})
+    kept = {name: feature for name, feature in own.items() if not isinstance(feature, Image)}
+    return Features({**kept, **schema.features(*job.adds)})
 
 
 def _write(
     shard: Shard,
     source: Source,
-    anonymizer: Anonymizer,
+    job: Job,
     batch_size: int,
     seconds: dict[str, float],
     on_rows: Callable[[int], None],
 ) -> None:
-    arrow_schema = output_features(source).arrow_schema
+    arrow_schema = output_features(source, job).arrow_schema
     data = source.splits[shard.split].with_format("arrow")
     with renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
         for start in range(shard.start, shard.stop, batch_size):
             rows = data[start : min(start + batch_size, shard.stop)]
-            added = anonymizer.timed(_batch(rows, source, data), seconds)
+            added = job.timed(_batch(rows, source, data, job.reads), seconds)
             writer.write_table(_joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
 
 
-def _batch(rows: pa.Table, source: Source, data: Dataset) -> dict[str, list[Any]]:
+def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> dict[str, list[Any]]:
     labels: list[str | None] = [None] * rows.num_rows
     if source.label_column:
         feature = data.features[source.label_column]
         labels = class_names(rows[source.label_column].to_pylist(), feature)
-    return {schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
+    more = {name: rows[name].to_pylist() for name in reads if name in rows.column_names}
+    return {**more, schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
 
 
 def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
@@ -219,13 +249,15 @@ def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema
     return pa.table(columns, schema=arrow_schema)
 
 
-def _count(shard: Shard, summary: Summary) -> None:
-    audits = pq.read_table(shard.path, columns=[schema.AUDIT])[schema.AUDIT].to_pylist()
-    summary.rows += len(audits)
+def _count(shard: Shard, job: Job, summary: Summary) -> None:
+    told = pq.read_table(shard.path, columns=[job.tells])[job.tells].to_pylist()
+    summary.rows += len(told)
     statuses, reasons = Counter(summary.statuses), Counter(summary.reasons)
-    statuses.update(row["status"] for row in audits)
-    reasons.update(row["reason"] for row in audits if row["status"] == Status.WITHHELD.value)
-    summary.statuses = {status.value: statuses[status.value] for status in Status}
+    for status, reason in map(job.outcome, told):
+        statuses[status] += 1
+        if reason is not None:
+            reasons[reason] += 1
+    summary.statuses = {status: statuses[status] for status in job.statuses}
     summary.reasons = dict(reasons)
 
 

@@ -62,7 +62,7 @@ def open_source(
     Raises:
         UsageError: nothing there, or no single image column; the message says what to do.
     """
-    splits, fingerprint = _open(source)
+    splits, fingerprint = open_table(source)
     if split is not None:
         if split not in splits:
             raise UsageError(f"there is no split {split!r}; there are: {', '.join(splits)}")
@@ -83,7 +83,12 @@ def open_source(
     return Source(splits, image_column, label_column, fingerprint, notes)
 
 
-def _open(source: str) -> tuple[dict[str, Dataset], str]:
+def open_table(source: str) -> tuple[dict[str, Dataset], str]:
+    """The splits of a source with all their columns, and a fingerprint of the data.
+
+    Raises:
+        UsageError: nothing there.
+    """
     path = Path(source)
     if path.is_dir():
         return _folder(path)

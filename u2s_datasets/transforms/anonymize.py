@@ -43,6 +43,13 @@ class Anonymizer(Transform):
     verify: Verify = Field(default_factory=Verify)
 
     adds: ClassVar[tuple[str, ...]] = schema.ADDED_COLUMNS
+    tells: ClassVar[str] = schema.AUDIT
+    statuses: ClassVar[tuple[str, ...]] = tuple(status.value for status in Status)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of a source that are used beside image and class: none."""
+        return ()
 
     @property
     def steps(self) -> tuple[Inspect, Caption, Instruct, Edit, Verify]:
@@ -71,6 +78,10 @@ class Anonymizer(Transform):
         """A row that failed outside every step is withheld."""
         values = {schema.RISK: unreadable(reason), schema.AUDIT: audit(Status.WITHHELD, reason=reason)}
         return {**dict.fromkeys(self.adds), **values}
+
+    def outcome(self, told: dict[str, Any]) -> tuple[str, str | None]:
+        """A row's status by its audit, with the reason if it was withheld."""
+        return told["status"], told["reason"] if told["status"] == Status.WITHHELD.value else None
 
     def settings(self) -> dict[str, Any]:
         """Every setting, resolved, as plain values that YAML and JSON can hold."""

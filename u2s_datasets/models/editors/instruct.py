@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from u2s_datasets.errors import MissingExtra, SetupError
 from u2s_datasets.models.base import SETTINGS, EditRequest
 from u2s_datasets.models.editors.diffusion import DiffusionEditor, generators
 
@@ -69,6 +70,7 @@ HABITS = {
     "QwenImageEditPlusPipeline": Habit(**QWEN, steps=40, batches=False),
     "StableDiffusionInpaintPipeline": Habit(**PAINTING),
 }
+LORA_FILE = "pytorch_lora_weights.safetensors"
 EMPTY = " "  # Qwen's negative text: an empty one has no token
 
 
@@ -82,12 +84,14 @@ class InstructEditor(DiffusionEditor):
         steps: denoising steps.
         guidance_scale: of the text; a retry multiplies it, see `stronger`.
         prompt: which text of a request is followed.
+        lora: folder or repository of a LoRA for the model, such as `u2s train editor` writes.
     """
 
     kind: Literal["instruct"] = "instruct"
     steps: int | None = Field(default=None, ge=1)  # type: ignore[assignment]  # the pipeline knows it
     guidance_scale: float | None = Field(default=None, ge=0)
     prompt: Text | None = None
+    lora: str | None = None
 
     def load(self) -> Any:
         """The pipeline that the model's own model_index.json names.
@@ -105,11 +109,31 @@ class InstructEditor(DiffusionEditor):
                 parts |= {"safety_checker": None, "feature_extractor": None}
         return self.pipeline(getattr(diffusers, name), **parts)
 
+    def prepare(self, pipe: Any) -> None:
+        """Adds the LoRA, if there is one.
+
+        Raises:
+            MissingExtra: peft is not installed.
+            SetupError: there is no such LoRA, or it does not fit the model.
+        """
+        if self.lora is None:
+            return
+        try:
+            pipe.load_lora_weights(self.lora, weight_name=LORA_FILE)
+        except ImportError as error:
+            raise MissingExtra("peft", "pip install 'u2s-datasets[train]'") from error
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise SetupError(f"the LoRA can't be loaded: {error}") from error
+
     def work(self, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
         """The edits of a batch: see `DiffusionEditor.work`."""
-        habit = HABITS[type(self.loaded).__name__]
+        return self.edit_with(self.loaded, canvases, requests)
+
+    def edit_with(self, pipe: Any, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
+        """`work` with a given pipeline, such as one in training."""
+        habit = HABITS[type(pipe).__name__]
         calls = self._calls(habit, requests)
-        return np.concatenate([self._call(habit, canvases[part], requests[part]) for part in calls])
+        return np.concatenate([self._call(pipe, habit, canvases[part], requests[part]) for part in calls])
 
     def _calls(self, habit: Habit, requests: list[EditRequest]) -> Iterator[slice]:
         """The parts of a batch that can share a call: of one guidance, and one by one where it must be."""
@@ -120,7 +144,7 @@ class InstructEditor(DiffusionEditor):
                 yield slice(start, stop)
                 start = stop
 
-    def _call(self, habit: Habit, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
+    def _call(self, pipe: Any, habit: Habit, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
         import torch
 
         count, height, width = canvases.shape[:3]
@@ -145,7 +169,7 @@ class InstructEditor(DiffusionEditor):
             arguments["max_area"] = height * width
         steps = habit.steps if self.steps is None else self.steps
         with torch.no_grad():
-            images = self.loaded(
+            images = pipe(
                 **arguments, generator=generators(requests), num_inference_steps=steps, output_type="pt"
             ).images.float()
             if images.shape[-2:] != (height, width):

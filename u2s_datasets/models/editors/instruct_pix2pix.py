@@ -110,9 +110,13 @@ class InstructPix2Pix(DiffusionEditor):
 
     def work(self, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
         """The edits of a batch; see `DiffusionEditor.work`."""
+        return self.edit_with(self.loaded, canvases, requests)
+
+    def edit_with(self, pipe: Any, canvases: np.ndarray, requests: list[EditRequest]) -> np.ndarray:
+        """`work` with a given pipeline, such as one in training."""
         import torch
 
-        pipe, device = self.loaded, self.target_device()
+        device = self.target_device()
         dtype = self._dtype(device)
         with torch.no_grad():
             contexts = self._contexts(pipe, requests, device)
