@@ -106,14 +106,14 @@ def test_photographs_go_through_the_whole_pipeline_in_a_fresh_process(trained, p
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     rows = pq.read_table(tmp_path / "safe" / "data").to_pylist()
-    editors = {row["audit"]["editor"] for row in rows if row["risk"]["unsafe"]}
-    assert editors - {None} <= {"instruct-pix2pix", "redact"}
     unsafe = [row for row in rows if row["risk"]["unsafe"] and row["edited_image"]]
     assert unsafe
     files = sorted(photographs.rglob("*.*"), key=lambda p: p.relative_to(photographs).as_posix())
     for row, file in zip(rows, files, strict=False):
         if row["risk"]["unsafe"] and row["edited_image"]:
-            assert row["audit"]["attempts"] >= 1
+            # An untrained editor's faces may fail the checks: then it was tried twice before the redaction.
+            audit = row["audit"]
+            assert audit["editor"] == "instruct-pix2pix" or audit["attempts"] > 2
             before, after = Photo.of(str(file)).pixels, Photo.of(row["edited_image"]).pixels
             assert before.shape == after.shape
             assert (before != after).any()

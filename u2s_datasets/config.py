@@ -108,6 +108,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     {'a': {'kind': 'x', 'size': 2}}
     >>> merge({"a": {"kind": "x", "size": 1}}, {"a": {"kind": "y"}})
     {'a': {'kind': 'y'}}
+    >>> merge({"a": {"size": 1}}, {"a": {"kind": "y"}})
+    {'a': {'size': 1, 'kind': 'y'}}
     """
     merged = dict(base)
     for key, value in changes.items():
@@ -115,7 +117,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if (
             isinstance(value, dict)
             and isinstance(old, dict)
-            and value.get("kind", old.get("kind")) == old.get("kind")
+            and ("kind" not in old or value.get("kind", old["kind"]) == old["kind"])
         ):
             merged[key] = merge(old, value)
         else:
