@@ -136,7 +136,7 @@ def save_untrained(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_generator(folder: Path, steps: int = 400) -> Path:
+def save_generator(folder: Path, steps: int = 250) -> Path:
     """A Stable Diffusion that was trained to draw shapes from captions such as "a red circle".
 
     Args:
