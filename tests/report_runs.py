@@ -83,7 +83,7 @@ def large_run(folder: Path, rows: int) -> tuple[Path, Path]:
     Dataset.from_dict(columns, features=features).to_parquet(originals)
     source, settings = open_source(str(originals)), anonymizer()
     prepare(source, settings, folder / "run", 256)
-    arrow = output_features(source).arrow_schema
+    arrow = output_features(source, settings).arrow_schema
     for shard in shards_of(source, folder / "run", 256):
         added = [
             _made_up(number, before[number % 40], after[number % 40])

@@ -248,7 +248,17 @@ def test_two_processes_give_the_losses_of_one(model, pairs, tmp_path):
         torch.testing.assert_close(value, second[name], rtol=1e-3, atol=2e-4)
 
 
+@pytest.fixture
+def one_thread():
+    """As many threads as in ENVIRONMENT: another number adds in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_resumes_to_the_same_weights(train, model, pairs, tmp_path):
     train("whole", steps=12)
     out = tmp_path / "killed"

@@ -100,7 +100,7 @@ def test_the_transformer_is_asked_as_the_pipeline_asks_it(guidance, tmp_path):
     )  # fmt: skip
     theirs = seen["asked"][1]
     for name in ("hidden_states", "img_ids", "txt_ids", "encoder_hidden_states", "pooled_projections"):
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-3)
     assert (ours["guidance"] is None) == (theirs["guidance"] is None) == (not guidance)
 
 
