@@ -182,6 +182,12 @@ def test_the_cache_changes_next_to_nothing(train, tmp_path):
     )
 
 
+def test_worker_processes_change_nothing(train, tmp_path):
+    train("alone", steps=2)
+    train("workers", steps=2, workers=2)
+    assert_same_weights(tmp_path / "alone", tmp_path / "workers")
+
+
 def test_accumulated_batches_are_one_large_batch(train, tmp_path):
     train("large", batch_size=4, accumulate=1, steps=3)
     train("small", batch_size=2, accumulate=2, steps=3)
