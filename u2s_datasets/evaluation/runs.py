@@ -178,22 +178,33 @@ def _batches(
         for file in shard_files(run, split):
             for part in pq.ParquetFile(file).iter_batches(batch_size, columns=list(HELD)):
                 images = arrow[start : start + part.num_rows][originals.image_column].to_pylist()
-                batch = {schema.IMAGE: [_photo(value) for value in images]}
+                batch = {schema.IMAGE: [readable(value) for value in images]}
                 batch |= {name: part.column(name).to_pylist() for name in HELD}
                 batch[schema.EDITED_IMAGE] = [
-                    None if (split, index) in left_out else _photo(value)
+                    None if (split, index) in left_out else readable(value)
                     for index, value in enumerate(batch[schema.EDITED_IMAGE], start)
                 ]
-                _check_sizes(batch, split, start)
+                check_pairs(batch[schema.IMAGE], batch[schema.EDITED_IMAGE], split, start)
                 batch[schema.LABEL] = [None] * part.num_rows
                 start += part.num_rows
                 yield batch
 
 
-def _check_sizes(batch: dict[str, list[Any]], split: str, start: int) -> None:
-    for index, (before, after) in enumerate(
-        zip(batch[schema.IMAGE], batch[schema.EDITED_IMAGE], strict=True)
-    ):
+def check_pairs(
+    originals: Sequence[Photo | None], edits: Sequence[Photo | None], split: str, start: int
+) -> None:
+    """Refuses an edit whose original can't be read or has another size.
+
+    Args:
+        originals: of consecutive rows, None for an unreadable one.
+        edits: of the same rows, None for a withheld one.
+        split: where they are.
+        start: the number of the first row.
+
+    Raises:
+        UsageError: the first such row, by number.
+    """
+    for index, (before, after) in enumerate(zip(originals, edits, strict=True)):
         if after is not None and (before is None or before.pixels.shape != after.pixels.shape):
             why = "can't be read" if before is None else "has another size"
             raise UsageError(
@@ -201,7 +212,8 @@ def _check_sizes(batch: dict[str, list[Any]], split: str, start: int) -> None:
             )
 
 
-def _photo(value: Any) -> Photo | None:
+def readable(value: Any) -> Photo | None:
+    """The photo of an image column's value, decoded; None where it can't be read."""
     try:
         photo = Photo.of(value)
         photo.pixels

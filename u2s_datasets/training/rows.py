@@ -16,9 +16,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from u2s_datasets import schema
-from u2s_datasets.errors import UnreadableImage, UsageError
+from u2s_datasets.errors import UsageError
 from u2s_datasets.evaluation.baselines import ORIGINALS, baseline
-from u2s_datasets.evaluation.runs import open_run, read_run, shard_files
+from u2s_datasets.evaluation.runs import check_pairs, open_run, read_run, readable, shard_files
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import parallel
 from u2s_datasets.run.source import Source
@@ -155,7 +155,7 @@ def open_training(
         withheld=0,
         notes=list(opened.notes) if opened else [],
     )
-    _look(rows, on_rows)
+    _look(rows, split, on_rows)
     return rows
 
 
@@ -186,7 +186,7 @@ def open_test(
     seen: list[int | None] = []
     for start in range(0, len(data), AT_A_TIME):
         values = arrow[start : start + AT_A_TIME][source.image_column].to_pylist()
-        seen += [_content(photo) for photo in parallel(_photo, values)]
+        seen += [_content(photo) for photo in parallel(readable, values)]
         on_rows(len(values))
     rows = [i for i, what in enumerate(seen) if what is not None and names[i] is not None]
     if not rows:
@@ -232,40 +232,22 @@ def _names(data: Dataset, column: str | None, who: str) -> list[str | None]:
     raise UsageError(f"the label column {column!r} of {who} holds no classes (names or whole numbers)")
 
 
-def _look(rows: TrainingRows, on_rows: OnRows) -> None:
+def _look(rows: TrainingRows, split: str, on_rows: OnRows) -> None:
     for start in range(0, len(rows.run), AT_A_TIME):
         part = rows.run[start : start + AT_A_TIME]
         audits = part[schema.AUDIT].to_pylist()
         edits = part[schema.EDITED_IMAGE].to_pylist()
         held = [audit["status"] == Status.WITHHELD.value for audit in audits]
-        after = parallel(_photo, [None if no else value for value, no in zip(edits, held, strict=True)])
+        after = parallel(readable, [None if no else value for value, no in zip(edits, held, strict=True)])
         before: Sequence[Photo | None] = [None] * len(after)
         if rows.originals is not None:
             images = rows.originals[start : start + AT_A_TIME]
-            before = parallel(_photo, images[rows.image_column].to_pylist())
-            _check_pairs(before, after, start)
+            before = parallel(readable, images[rows.image_column].to_pylist())
+            check_pairs(before, after, split, start)
         rows.seen[ORIGINALS] += map(_content, before)
         rows.seen[SAFE] += map(_content, after)
         rows.withheld += sum(photo is None for photo in after)
         on_rows(len(after))
-
-
-def _check_pairs(before: Sequence[Photo | None], after: Sequence[Photo | None], start: int) -> None:
-    for index, (original, safe) in enumerate(zip(before, after, strict=True)):
-        if safe is not None and (original is None or original.pixels.shape != safe.pixels.shape):
-            why = "can't be read" if original is None else "has another size"
-            raise UsageError(
-                f"row {start + index}: the original {why}; these are not the originals of this run"
-            )
-
-
-def _photo(value: Any) -> Photo | None:
-    try:
-        photo = Photo.of(value)
-        photo.pixels
-        return photo
-    except UnreadableImage:
-        return None
 
 
 def _content(photo: Photo | None) -> int | None:
