@@ -19,13 +19,14 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets import Dataset, Features, Image
+from datasets import Features, Image
 
 import u2s_datasets
 from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import revisions
+from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.base import Batch, Transform, class_names
 
@@ -220,16 +221,16 @@ def _write(
     on_rows: Callable[[int], None],
 ) -> None:
     arrow_schema = output_features(source, job).arrow_schema
-    data = source.splits[shard.split].with_format("arrow")
+    data = source.splits[shard.split]
     with renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
         for start in range(shard.start, shard.stop, batch_size):
-            rows = data[start : min(start + batch_size, shard.stop)]
+            rows = data.read(start, min(start + batch_size, shard.stop))
             added = job.timed(_batch(rows, source, data, job.reads), seconds)
             writer.write_table(_joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
 
 
-def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> dict[str, list[Any]]:
+def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -> dict[str, list[Any]]:
     labels: list[str | None] = [None] * rows.num_rows
     if source.label_column:
         feature = data.features[source.label_column]
