@@ -161,7 +161,7 @@ def _image_suffixes() -> set[str]:
     opened = {
         suffix for suffix, kind in PillowImage.registered_extensions().items() if kind in PillowImage.OPEN
     }
-    return (opened | UNOPENED) - NOT_PHOTOGRAPHS
+    return (opened | UNOPENED | {".mpo"}) - NOT_PHOTOGRAPHS
 
 
 def _images(root: Path, files: list[Path]) -> tuple[dict[str, Rows], str]:
