@@ -46,6 +46,10 @@ def anonymize(
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
     num_processes: ProcessesOption = 1,
+    streaming: Annotated[
+        bool,
+        typer.Option("--streaming", help="Reads a Hub dataset from front to back, as tar files always are."),
+    ] = False,
     one_step_at_a_time: Annotated[
         bool,
         typer.Option(
@@ -65,7 +69,7 @@ def anonymize(
         from u2s_datasets.transforms.anonymize import load_preset
 
         anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
-        opened = open_source(source, split, image_column, label_column, limit)
+        opened = open_source(source, split, image_column, label_column, limit, streaming or None)
         how = {"fresh": fresh, "one_step_at_a_time": one_step_at_a_time, "keep_steps": keep_steps}
         parts = len(anonymizer.parts) if one_step_at_a_time else 1
         summary = run_job(opened, anonymizer, out, num_processes, shard_size, batch_size, parts, **how)

@@ -49,6 +49,8 @@ def read_run(run: Path, name: str = "RUN") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{name} is the folder that `u2s anonymize` wrote; there is none") from error
     for split, count in about["rows"].items():
+        if not isinstance(count, int):
+            raise UsageError(f"{name} was made of a stream, whose rows can't be opened again to be paired")
         written = sum(pq.read_metadata(file).num_rows for file in shard_files(run, split))
         if written != count:
             raise UsageError(f"the run is not finished: {written} of {count} rows of {split!r} are there")
