@@ -28,7 +28,8 @@ from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
 TOO_LONG = f"the file has more than {MAX_BYTES} bytes"
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
-DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
+# RuntimeError is libavif's. A warning is one where the user has made errors of them.
+DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, RuntimeError, Warning)
 
 
 class Photo:
