@@ -78,7 +78,7 @@ def test_the_rows_of_a_run_that_is_killed_are_those_of_one_that_is_not(tmp_path)
         for file in draw.sample(sorted((out / "data").glob("*.parquet")), 5):
             file.unlink()
 
-    kill_and_resume(launch, out, 4, whole, draw, lose_some)
+    kill_and_resume(launch, out, 3, whole, draw, lose_some)
     finish(lambda: start(source, out, 2, 3, 0))
     assert rows_of(out) == reference
     names = sorted(file.name for file in (out / "data").iterdir())
