@@ -31,7 +31,14 @@ def out(request, tmp_path):
 
 def leave(out, run="old", **changes):
     """A claim that a process left behind."""
-    told = {"run": run, "beat": 3, "over": False, "rows": 7, "seconds": {"edit": 2.0}, **whereabouts(os.getpid())}
+    told = {
+        "run": run,
+        "beat": 3,
+        "over": False,
+        "rows": 7,
+        "seconds": {"edit": 2.0},
+        **whereabouts(os.getpid()),
+    }
     (out / "ranks").mkdir(parents=True, exist_ok=True)
     from u2s_datasets.run.storage import write_text
 
@@ -104,7 +111,9 @@ def test_another_process_with_the_same_number_does_not_keep_it(out):
         assert names(out) == ["new-00000.claim"]
 
 
-@pytest.mark.parametrize("changes", [{"machine": "before the reboot"}, {"machine": "gone", "host": "elsewhere"}])
+@pytest.mark.parametrize(
+    "changes", [{"machine": "before the reboot"}, {"machine": "gone", "host": "elsewhere"}]
+)
 def test_a_still_beat_of_another_machine_is_taken_over_after_the_watch(out, changes):
     leave(out, **changes)
     began = time.monotonic()
@@ -134,7 +143,9 @@ def test_a_moving_beat_of_another_machine_refuses(out):
 
 def test_a_clock_that_jumps_neither_frees_nor_locks_a_folder(out, monkeypatch):
     clock = iter(range(10**9, 0, -1000))
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))  # each look at the clock is 17 minutes earlier
+    monkeypatch.setattr(
+        time, "time", lambda: float(next(clock))
+    )  # each look at the clock is 17 minutes earlier
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 10**9)
     test_a_second_run_is_refused_while_the_first_lives_and_leaves_no_trace(out)
     test_a_moving_beat_of_another_machine_refuses(out)

@@ -43,14 +43,26 @@ def contents(out):
 
 def drive(*arguments, **options):
     return subprocess.run(
-        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300, **options
+        command(*arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **options,
     )
 
 
 def test_the_world_of_a_rank():
     assert (World.here({}).rank, World.here({}).size) == (0, 1)
     assert World.here({}).run != World.here({}).run
-    launched = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
+    launched = {
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node7",
+        "MASTER_PORT": "29500",
+    }
     here = World.here(launched)
     assert (here.rank, here.size, here.local_rank, here.name, here.leads) == (3, 8, 1, "00003", False)
     other = {**launched, "RANK": "0", "LOCAL_RANK": "0"}
@@ -82,7 +94,14 @@ def test_the_cores_are_shared_out_unless_the_user_says(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shown", "gpus", "expected"),
-    [(None, 4, "1"), ("6,7", 8, "7"), ("GPU-a,GPU-b,GPU-c", 8, "GPU-b"), ("5", 8, "5"), (None, 0, None), ("", 8, "")],
+    [
+        (None, 4, "1"),
+        ("6,7", 8, "7"),
+        ("GPU-a,GPU-b,GPU-c", 8, "GPU-b"),
+        ("5", 8, "5"),
+        (None, 0, None),
+        ("", 8, ""),
+    ],
 )
 def test_each_local_rank_sees_one_gpu(shown, gpus, expected, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -126,14 +145,18 @@ def test_a_rank_that_dies_leaves_the_others_at_work(does, how, source, reference
     assert found.returncode == 1, found.stderr
     assert f"u2s: rank 1 ({how}) died; the others have ended. 4 of 8 shards are finished" in found.stderr
     assert "give the same command again to continue" in found.stderr
-    assert sorted(contents(tmp_path / "o")) == [f"train-{index:05d}-of-00008.parquet" for index in range(0, 8, 2)]
+    assert sorted(contents(tmp_path / "o")) == [
+        f"train-{index:05d}-of-00008.parquet" for index in range(0, 8, 2)
+    ]
     assert not (tmp_path / "o/manifest.json").exists()
 
 
 def test_an_error_of_the_settings_is_said_once(source, tmp_path):
     found = drive(source, tmp_path / "o", 2, 3, 0, "setup 0")
     assert found.returncode == 2
-    assert [line for line in found.stderr.splitlines() if "not there" in line] == ["u2s: the model is not there"]
+    assert [line for line in found.stderr.splitlines() if "not there" in line] == [
+        "u2s: the model is not there"
+    ]
 
 
 def test_an_interrupt_stops_all_ranks(source, reference, tmp_path):
@@ -158,7 +181,9 @@ def test_an_interrupt_stops_all_ranks(source, reference, tmp_path):
 
 
 def test_ranks_end_with_the_process_that_watches_them(source, tmp_path):
-    process = subprocess.Popen(command(source, tmp_path / "o", 2, 1, 0.5), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(source, tmp_path / "o", 2, 1, 0.5), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "o/ranks").glob("*-0000*.claim"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -170,14 +195,25 @@ def test_ranks_end_with_the_process_that_watches_them(source, tmp_path):
 def test_under_torchrun_each_rank_takes_its_share(photographs, tmp_path):
     """As `accelerate launch` starts them: no launcher of ours, and no process group."""
     options = [
-        part
-        for name in ("faces", "text", "codes")
-        for part in ("--set", f"inspect.detectors.{name}=null")
+        part for name in ("faces", "text", "codes") for part in ("--set", f"inspect.detectors.{name}=null")
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command = [*torchrun, "-m", "u2s_datasets.cli", "anonymize", photographs, "--out", tmp_path / "o", *options]
+    command = [
+        *torchrun,
+        "-m",
+        "u2s_datasets.cli",
+        "anonymize",
+        photographs,
+        "--out",
+        tmp_path / "o",
+        *options,
+    ]
     found = subprocess.run(
-        [*map(str, command), "--shard-size", "2"], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [*map(str, command), "--shard-size", "2"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("12 rows: 11 untouched") >= 1  # the last to finish speaks for all

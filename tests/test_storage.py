@@ -61,7 +61,9 @@ def stored(folder):
 
 @pytest.mark.parametrize("address", ["folder", "file", "memory", "fileserver"])
 def test_a_run_writes_the_same_bytes_everywhere_and_continues_there(address, source, reference, tmp_path):
-    out = {"folder": str(tmp_path / "run"), "file": f"file://{tmp_path}/run"}.get(address, f"{address}://bucket/{tmp_path.name}")
+    out = {"folder": str(tmp_path / "run"), "file": f"file://{tmp_path}/run"}.get(
+        address, f"{address}://bucket/{tmp_path.name}"
+    )
     summary = run(open_source(str(source)), anonymizer(), out, 4, 3)
     folder = place(out)
     assert isinstance(folder, RemotePath) == (address in ("memory", "fileserver"))
@@ -123,7 +125,9 @@ def test_addresses():
 
 
 def drive(*arguments, **options):
-    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False, **options
+    )
 
 
 def full_disk():
@@ -135,7 +139,10 @@ def full_disk():
 def test_a_full_disk_leaves_no_half_shard_and_the_run_continues(processes, source, reference, tmp_path):
     found = drive(source, tmp_path / "o", processes, 3, preexec_fn=full_disk)
     assert found.returncode == 2, found.stderr
-    assert "u2s: the output can't be written (File too large); free some space and give the same command again" in found.stderr
+    assert (
+        "u2s: the output can't be written (File too large); free some space and give the same command again"
+        in found.stderr
+    )
     assert "Traceback" not in found.stderr
     assert not list((tmp_path / "o/data").iterdir())
     assert drive(source, tmp_path / "o", processes, 3).returncode == 0
@@ -147,7 +154,9 @@ def small_disk(tmp_path):
     """A file system of 128 kB in memory."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     yield disk
@@ -173,7 +182,9 @@ def test_a_read_only_place(source, tmp_path):
     places = [(tmp_path / "file" / "o", "Not a directory")]
     locked = tmp_path / "locked"
     locked.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", locked], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", locked], capture_output=True, check=False
+    )
     if mounted.returncode == 0:
         places.append((locked / "o", "Read-only file system"))
     try:
@@ -205,7 +216,9 @@ def test_damage_behind_a_whole_footer(source, reference, tmp_path):
     file = out / "data" / min(reference)
     shards = pq.ParquetFile(file).metadata
     columns = [shards.row_group(0).column(index) for index in range(shards.num_columns)]
-    places = {column.path_in_schema: column.dictionary_page_offset or column.data_page_offset for column in columns}
+    places = {
+        column.path_in_schema: column.dictionary_page_offset or column.data_page_offset for column in columns
+    }
     damaged = bytearray(reference[file.name])
     at = places["audit.status"]
     damaged[at : at + 30] = os.urandom(30)
