@@ -52,9 +52,9 @@ def names(out):
 
 def test_a_second_run_is_refused_while_the_first_lives_and_leaves_no_trace(out):
     with claimed(out, "first", "00000", leads=True):
-        with pytest.raises(UsageError, match=f"another run is at work .*process {os.getpid()} on "):
-            with claimed(out, "second", "00000", leads=True):
-                pytest.fail("both runs hold the folder")
+        second, message = claimed(out, "second", "00000", leads=True), f"at work .*process {os.getpid()} on "
+        with pytest.raises(UsageError, match=message):
+            second.__enter__()
         assert names(out) == ["first-00000.claim"]
     with claimed(out, "second", "00000", leads=True):  # the first has ended
         assert names(out) == ["second-00000.claim"]

@@ -1,11 +1,8 @@
 """Where a run may be written: folders, file://, object stores, and places that can't be written."""
 
-import itertools
 import os
 import resource
-import shutil
 import subprocess
-import sys
 
 import fsspec
 import pyarrow.parquet as pq
@@ -99,10 +96,12 @@ def test_one_step_at_a_time_in_a_store(source, reference, tmp_path):
 def test_a_file_appears_whole_or_not_at_all(address, tmp_path):
     folder = tmp_path if address == "folder" else place(f"{address}://{tmp_path.name}")
     final = folder / "file"
-    with pytest.raises(RuntimeError, match="half way"), renamed(final) as temporary:
-        temporary.write_bytes(b"half")
-        assert not final.exists()
-        raise RuntimeError("half way")
+    writing = renamed(final)
+    writing.__enter__().write_bytes(b"half")
+    assert not final.exists()
+    error = RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        writing.__exit__(RuntimeError, error, None)
     assert not names(folder)
     write_text(final, "old")
     with renamed(final) as temporary:

@@ -90,7 +90,7 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
-        return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
+        return conclude(job, out, shards, found, claim.seconds, keep_steps)
 
 
 def _nobody(rows: int) -> None:
@@ -228,14 +228,20 @@ def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
 
 
 def conclude(
-    job: Job, out: Place, shards: list[Shard], skipped: int, seconds: dict[str, float], keep_steps: bool
+    job: Job,
+    out: Place,
+    shards: list[Shard],
+    known: dict[Shard, Tally],
+    seconds: dict[str, float],
+    keep_steps: bool,
 ) -> Summary:
     """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
-    Whichever process finds all shards finished does so; two at once write the same.
+    Whichever process finds all shards finished does so; two at once write the same. `known` are the shards that
+    were finished before this call.
     """
-    found = tallies(shards, job)
-    summary = summary_of(found, job, len(shards), skipped, seconds)
+    found = known | tallies([shard for shard in shards if shard not in known], job)
+    summary = summary_of(found, job, len(shards), len(known), seconds)
     if len(found) == len(shards):
         total: Counter[str] = Counter()
         for told in claims_of(out):
