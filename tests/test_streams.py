@@ -252,12 +252,12 @@ def test_an_iterable_dataset_of_the_users(tmp_path):
     untyped = source_of(IterableDataset.from_generator(generate, gen_kwargs={"shards": [0]}), limit=4)
     run(untyped, job(), tmp_path / "untyped", 3)
     assert load_dataset(str(tmp_path / "untyped"), split="train")["id"][:] == [0, 1, 2, 3]
-    mapped = source_of(
-        Dataset.from_dict({"photo": [{"bytes": picture(0), "path": None}], "id": [1]}, features=features)
-        .to_iterable_dataset()
-        .map(lambda row: {"id": row["id"] + 1})
-    )
-    run(mapped, job(), tmp_path / "mapped", 3)
+    rows = {"photo": [{"bytes": picture(0), "path": None}], "id": [1]}
+    streamed = Dataset.from_dict(rows, features=features).to_iterable_dataset()
+    with pytest.raises(UsageError, match="give `features` to `map`"):
+        source_of(streamed.map(lambda row: {"id": row["id"] + 1}))
+    mapped = streamed.map(lambda row: {"id": row["id"] + 1}, features=features)
+    run(source_of(mapped), job(), tmp_path / "mapped", 3)
     assert load_dataset(str(tmp_path / "mapped"), split="train")["id"][:] == [2]
 
 

@@ -89,11 +89,12 @@ def run(
         rank.work(mine, found, job.parts if one_step_at_a_time else (job,))
         for piece in pieces:
             piece.write(source, lambda shard, part: rank.write(shard, part, job), rank.advance)
+        log.info("done")
         claim.say()
         if world.is_launched:
             return Summary()
         shards, unread = shards_there(source, out, shard_size)
-        return conclude(job, out, shards, len(found), claim.seconds, keep_steps, unread)
+        return conclude(job, out, shards, found, claim.seconds, keep_steps, unread)
 
 
 def _nobody(rows: int) -> None:
@@ -239,18 +240,19 @@ def conclude(
     job: Job,
     out: Place,
     shards: list[Shard],
-    skipped: int,
+    known: dict[Shard, Tally],
     seconds: dict[str, float],
     keep_steps: bool,
     unread: int = 0,
 ) -> Summary:
     """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
-    Whichever process finds all shards finished does so; two at once write the same.
+    Whichever process finds all shards finished does so; two at once write the same. `known` are the shards that
+    were finished before this call.
     """
-    found = tallies(shards, job)
+    found = known | tallies([shard for shard in shards if shard not in known], job)
     # A piece of a stream that has not been read to its end has one more file at least.
-    summary = summary_of(found, job, len(shards) + unread, skipped, seconds)
+    summary = summary_of(found, job, len(shards) + unread, len(known), seconds)
     if len(found) == len(shards) and not unread:
         total: Counter[str] = Counter()
         for told in claims_of(out):

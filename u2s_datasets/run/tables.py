@@ -195,7 +195,13 @@ def by_split(loaded: Any, about: str = "") -> tuple[Any, str]:
     if isinstance(loaded, (IterableDataset, IterableDatasetDict)):
         several = isinstance(loaded, IterableDatasetDict)
         streams = dict(loaded) if several else {loaded.split or TRAIN: loaded}
-        resolved = {str(name): data._resolve_features() for name, data in streams.items()}
+        try:
+            resolved = {str(name): data._resolve_features() for name, data in streams.items()}
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise UsageError(
+                f"the columns of the stream can't be told from its first rows ({type(error).__name__}); give "
+                "`features` to `map` or `from_generator`"
+            ) from error
         about_each = [(name, data.num_shards, str(data.features)) for name, data in resolved.items()]
         return resolved, hashlib.blake2b(repr((about, about_each)).encode(), digest_size=16).hexdigest()
     parts = dict(loaded) if isinstance(loaded, DatasetDict) else {loaded.split or TRAIN: loaded}
