@@ -11,9 +11,8 @@ import functools
 import hashlib
 import io
 import os
-import stat
 import struct
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,12 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from u2s_datasets import image_metadata as metadata
 from u2s_datasets.embedded import EXIF_ERRORS
 from u2s_datasets.errors import UnreadableImage
-from u2s_datasets.image_limits import FORMATS, MAX_BYTES, MAX_PIXELS, check_file, check_opened
+from u2s_datasets.image_limits import FORMATS, MAX_PIXELS, check_file, check_length, check_opened, read_file
 from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
 from u2s_datasets.jpeg_splice import bounds, frame_of, splice, touched_blocks
 from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
-TOO_LONG = f"the file has more than {MAX_BYTES} bytes"
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
 FAITHFUL_GRID = 128  # points on the shorter side of an edit at which its encoding is compared with it
 # RuntimeError is libavif's. A warning is one where the user has made errors of them.
@@ -51,8 +49,7 @@ class Photo:
         """
         if not data:
             raise UnreadableImage("the image is empty")
-        if len(data) > MAX_BYTES:
-            raise UnreadableImage(TOO_LONG)
+        check_length(data)
         self.data = data
         self._jpeg = _jpeg(data)
         if self._jpeg is None or len(self._jpeg.exif_blocks) > 1:
@@ -97,7 +94,7 @@ class Photo:
         if isinstance(value, (bytes, bytearray)):
             return cls(bytes(value), max_pixels)
         if isinstance(value, (str, os.PathLike)):
-            return cls(_read(os.fspath(value)), max_pixels)
+            return cls(read_file(os.fspath(value)), max_pixels)
         if isinstance(value, Image.Image):
             return cls._of_pillow(value, max_pixels)
         try:
@@ -329,26 +326,3 @@ def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, *
         fp.write(data)
     else:
         Image.Image.save(image, fp, format=format, **options)
-
-
-def _read(path: str) -> bytes:
-    try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                return _up_to_the_limit(file)
-        # A pipe or a device would block or never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableImage("the path is not a regular file")
-        with open(path, "rb") as file:
-            return _up_to_the_limit(file)
-    except (OSError, ValueError, ImportError) as error:
-        raise UnreadableImage("the file can't be opened") from error
-
-
-def _up_to_the_limit(file: IO[bytes]) -> bytes:
-    data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise UnreadableImage(TOO_LONG)
-    return data
