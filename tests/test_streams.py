@@ -271,10 +271,19 @@ def test_the_command_line(tars, tmp_path):
     )
     assert limited.exit_code == 0, limited.output
     assert ids(tmp_path / "few") == list(range(13))
-    for command in (["inspect", str(tars)], ["evaluate", str(tmp_path / "out"), "--originals", str(tars)]):
+    run_, license_ = (
+        str(tmp_path / "out"),
+        ["--repo", "a/b", "--license", "mit", "--dry-run", str(tmp_path / "dry")],
+    )
+    for command, words in (
+        (["inspect", str(tars)], "front to back"),
+        (["evaluate", run_, "--originals", str(tars)], "front to back"),
+        (["push", run_, *license_], "made of a stream"),
+        (["report", run_], "made of a stream"),
+    ):
         refused = CliRunner().invoke(app, command)
-        assert refused.exit_code == 2
-        assert "front to back" in refused.output
+        assert refused.exit_code == 2, command
+        assert words in " ".join(refused.output.split()), command
     steps = CliRunner().invoke(
         app, ["anonymize", str(tars), "--out", str(tmp_path / "s"), "--one-step-at-a-time", *quick]
     )

@@ -225,7 +225,7 @@ def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
             "fingerprint": source.fingerprint,
             "rows": {
                 **{split: len(rows) for split, rows in source.splits.items()},
-                **{split: f"{stream.pieces} pieces" for split, stream in source.streams.items()},
+                **{split: record.PIECES.format(stream.pieces) for split, stream in source.streams.items()},
             },
             "image_column": source.image_column,
             "label_column": source.label_column,
