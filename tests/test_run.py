@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image, load_dataset
+from fakes import dataset_of
 from typer.testing import CliRunner
 
 from u2s_datasets import load_preset, schema
 from u2s_datasets.cli import app
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.runner import run, shards_of
+from u2s_datasets.run.runner import run
+from u2s_datasets.run.shards import shards_of
 from u2s_datasets.run.source import open_source
 from u2s_datasets.schema import regions_of
 from u2s_datasets.transforms.inspect import detect, evidence_of
@@ -252,7 +254,7 @@ def test_another_run_in_the_output_is_left_alone(finished, photographs, tmp_path
 
 
 def test_every_kind_of_source(photographs, tmp_path, finished):
-    folder = open_source(str(photographs)).splits["train"]
+    folder = dataset_of(open_source(str(photographs)).splits["train"])
     with_bytes = folder.select([5, 9]).map(
         lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": None}}
     )

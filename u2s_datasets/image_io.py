@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import os
-import stat
 import struct
 from typing import Any
 
@@ -21,14 +20,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from u2s_datasets import image_metadata as metadata
 from u2s_datasets.embedded import EXIF_ERRORS
 from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.image_limits import FORMATS, MAX_PIXELS, check_file, check_length, check_opened, read_file
 from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
 from u2s_datasets.jpeg_splice import bounds, frame_of, splice, touched_blocks
 from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
-MAX_PIXELS = 100_000_000
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
 FAITHFUL_GRID = 128  # points on the shorter side of an edit at which its encoding is compared with it
-DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
+# RuntimeError is libavif's. A warning is one where the user has made errors of them.
+DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, RuntimeError, Warning)
 
 
 class Photo:
@@ -49,8 +49,11 @@ class Photo:
         """
         if not data:
             raise UnreadableImage("the image is empty")
+        check_length(data)
         self.data = data
         self._jpeg = _jpeg(data)
+        if self._jpeg is None or len(self._jpeg.exif_blocks) > 1:
+            check_file(data)
         with quiet():
             if self._jpeg and self._jpeg.size and self._jpeg.orientation:
                 # Pillow would say the same, and take most of the time of a row that is only carried.
@@ -91,7 +94,7 @@ class Photo:
         if isinstance(value, (bytes, bytearray)):
             return cls(bytes(value), max_pixels)
         if isinstance(value, (str, os.PathLike)):
-            return cls(_read(os.fspath(value)), max_pixels)
+            return cls(read_file(os.fspath(value)), max_pixels)
         if isinstance(value, Image.Image):
             return cls._of_pillow(value, max_pixels)
         try:
@@ -118,7 +121,9 @@ class Photo:
     def _open(self) -> Image.Image:
         try:
             with quiet():
-                return Image.open(io.BytesIO(self.data))
+                image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+            check_opened(image)
+            return image
         except UnidentifiedImageError as error:
             raise UnreadableImage("the file is not an image of a known format") from error
         except Image.DecompressionBombError as error:
@@ -321,19 +326,3 @@ def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, *
         fp.write(data)
     else:
         Image.Image.save(image, fp, format=format, **options)
-
-
-def _read(path: str) -> bytes:
-    try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                return file.read()
-        # A pipe or a device would block or never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UnreadableImage("the path is not a regular file")
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise UnreadableImage("the file can't be opened") from error

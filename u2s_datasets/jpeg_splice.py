@@ -97,14 +97,17 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
     buffer = io.BytesIO()
     tables = getattr(source, "quantization", {})
     edited.save(buffer, "JPEG", qtables=tables, subsampling=SUBSAMPLINGS[factors])
-    with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
-        old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
-        if not _replace(old, new, units, (rows, columns), factors):
-            return None
-        with _memory_file(b"") as out_path:
-            old.write_dct(out_path)
-            with open(out_path, "rb") as file:
-                return file.read()
+    try:
+        with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
+            old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
+            if not _replace(old, new, units, (rows, columns), factors):
+                return None
+            with _memory_file(b"") as out_path:
+                old.write_dct(out_path)
+                with open(out_path, "rb") as file:
+                    return file.read()
+    except OSError:  # a structure that Pillow forgives and jpeglib does not
+        return None
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, slice]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.run.runner import SETTINGS_FILE
+from u2s_datasets.run.record import SETTINGS_FILE, STREAMED, fingerprint_of
 from u2s_datasets.transforms.base import class_names
 
 TEXTS = (
@@ -164,6 +163,8 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text("utf-8"))
         rows, size = settings["data"]["rows"], settings["shard_size"]
+        if any(isinstance(count, str) for count in rows.values()):
+            raise UsageError(STREAMED)
         whole = size > 0 and all(isinstance(count, int) for count in rows.values())
         known = {"fingerprint", "image_column", "label_column"} <= set(settings["data"])
         if not (whole and known and "seed" in settings["settings"]):
@@ -179,9 +180,3 @@ def _settings(path: Path) -> dict[str, Any]:
     ) as e:
         raise UsageError(f"the run's {SETTINGS_FILE} is damaged") from e
     return settings
-
-
-def fingerprint_of(settings: dict[str, Any]) -> str:
-    """A digest of a run's settings, the same however the file is laid out."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -2,169 +2,231 @@
 
 A shard is computed, written under a temporary name, synced and renamed: a file with its final name is the
 completion mark, and the whole resume logic. The number of shards follows from the rows and `shard_size`
-alone. The settings of the run lie beside the shards; other settings are refused.
+alone; rank r of w takes the shards r, r + w ... and skips those that are finished. The settings of the run
+lie beside the shards; other settings are refused.
 
 The output has the user's columns but not the source's images: those would carry what the run took away.
 """
 
 from __future__ import annotations
 
-import os
+import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
-from datasets import Dataset, Features, Image
-
-import u2s_datasets
-from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.image_io import Photo
-from u2s_datasets.models.base import parallel, revisions
-from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.models.base import adapters_in, release
+from u2s_datasets.run import record
+from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
+from u2s_datasets.run.parts import source_for, step_shard
+from u2s_datasets.run.pipeline import compute_shard
+from u2s_datasets.run.shards import Job, Shard, Summary, Tally, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.transforms.base import Batch, Transform, class_names, clock, decoded, photos_of
-
-SETTINGS_FILE = "settings.yaml"
-REVISIONS_FILE = "revisions.yaml"
-SETTINGS_HEAD = (
-    "# Settings of a u2s-datasets run. This folder is PRIVATE: its private_caption and risk columns say what\n"
-    "# was hidden. Publish its release view, never the folder itself.\n"
-)
-
-
-class Job(Protocol):
-    """What the runner runs.
-
-    Attributes:
-        adds: the columns it adds. reads: those that it wants beside image and class, where the source has them.
-        tells: the added column that says what became of a row. statuses: all that can.
-    """
-
-    adds: ClassVar[tuple[str, ...]]
-    tells: ClassVar[str]
-    statuses: ClassVar[tuple[str, ...]]
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """See above."""
-
-    @property
-    def looks(self) -> bool:
-        """Whether it needs the pixels of every row, which are then decoded beside the models."""
-
-    @property
-    def max_pixels(self) -> int:
-        """Images with more are withheld."""
-
-    @property
-    def steps(self) -> tuple[Transform, ...]:
-        """The transforms in order, whose versions are part of the settings."""
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting as plain values."""
-
-    def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
-        """The added columns of a batch; the seconds of each step are added to `seconds`."""
-
-    def outcome(self, told: dict[str, Any]) -> tuple[str, str | None]:
-        """The status of a row by its column `tells`, and a reason where one is to be counted."""
-
-
-@dataclass
-class Summary:
-    """What a run did. `seconds` are of this call; `statuses` count all rows of the folder."""
-
-    rows: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    shards: int = 0
-    shards_skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows `start` to `stop` of a split and the file they become."""
-
-    split: str
-    start: int
-    stop: int
-    path: Path
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the file is there, readable and whole."""
-        try:
-            return pq.read_metadata(self.path).num_rows == self.stop - self.start
-        except (OSError, pa.ArrowInvalid):
-            return False
-
-
-def shards_of(source: Source, out: Path, shard_size: int) -> list[Shard]:
-    """The shards of a source, which depend on nothing but its rows and the size."""
-    shards = []
-    for split, data in source.splits.items():
-        count = -(-len(data) // shard_size)
-        for index in range(count):
-            name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-            start = index * shard_size
-            shards.append(Shard(split, start, min(start + shard_size, len(data)), out / "data" / name))
-    return shards
+from u2s_datasets.run.storage import Place, explained, place
+from u2s_datasets.run.streams import pieces_of, shards_there
+from u2s_datasets.run.world import World, log, logged, take_device
 
 
 def run(
     source: Source,
     job: Job,
-    out: Path,
+    out: str | Place,
     shard_size: int = 256,
     batch_size: int = 32,
     on_rows: Callable[[int], None] = lambda rows: None,
+    *,
+    fresh: bool = False,
+    one_step_at_a_time: bool = False,
+    keep_steps: bool = False,
 ) -> Summary:
     """Anonymizes a source into a folder that `load_dataset` opens; finished shards are kept as they are.
+
+    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`), and the summary
+    counts what is there when this rank ends.
 
     Args:
         source: see `open_source`.
         job: what to do, such as an `Anonymizer`.
-        out: the folder; new, empty, or holding a run with the same settings on the same data.
+        out: the folder or the address in a store; new, empty, or holding a run with the same settings on the
+            same data.
         shard_size: rows of a shard; what an interruption can cost at most.
         batch_size: rows in memory at a time.
-        on_rows: told the number of rows done, for progress.
+        on_rows: told the number of rows done, for progress; of all ranks where this one is the first. One step
+            at a time, a row counts once for each part of the job.
+        fresh: deletes the run that is in the folder first.
+        one_step_at_a_time: runs each part of the job over all rows before the next, so that only its models are
+            in memory. Changes no row.
+        keep_steps: leaves the columns of those parts in OUT/steps.
 
     Raises:
-        UsageError: the folder holds something else or can't be written.
+        UsageError: the folder holds something else, can't be written, or another run is at work there.
         SetupError: a model or library is missing; nothing has been written for the current shard.
     """
-    prepare(source, job, out, shard_size)
-    summary = Summary()
-    for shard in shards_of(source, out, shard_size):
-        summary.shards += 1
-        if shard.is_finished:
-            summary.shards_skipped += 1
-            on_rows(shard.stop - shard.start)
+    if source.streams and one_step_at_a_time:
+        raise UsageError(
+            "one step at a time needs a source whose number of rows is known; this one is streamed"
+        )
+    out, world = place(out), World.here()
+    take_device(world)
+    with (
+        opened(source, job, out, shard_size, world, fresh) as claim,
+        logged(out, world),
+        ExitStack() as stack,
+    ):
+        shards, _ = shards_there(source, out, shard_size)
+        mine = [] if source.streams else shards[world.rank :: world.size]
+        pieces = pieces_of(source, out, shard_size)[world.rank :: world.size]
+        if world.size > 1 and world.leads:
+            stack.enter_context(followed(out, world.run, on_rows))
+        whose = (world.rank, world.size, len(mine), len(shards), len(pieces))
+        log.info("rank %d of %d: %d of %d shards and %d pieces are its own", *whose)
+        rank = _Rank(source, job, out, batch_size, claim, on_rows if world.size == 1 else _nobody)
+        found = tallies(shards if source.streams else mine, job)
+        log.info("%d of them are finished", len(found))
+        rank.work(mine, found, job.parts if one_step_at_a_time else (job,))
+        for piece in pieces:
+            piece.write(source, lambda shard, part: rank.write(shard, part, job), rank.advance)
+        log.info("done")
+        claim.say()
+        if world.is_launched:
+            return Summary()
+        shards, unread = shards_there(source, out, shard_size)
+        return conclude(job, out, shards, found, claim.seconds, keep_steps, unread)
+
+
+def _nobody(rows: int) -> None:
+    """Progress that another process shows."""
+
+
+class _Rank:
+    """One rank at work on its shards."""
+
+    def __init__(
+        self,
+        source: Source,
+        job: Job,
+        out: Place,
+        batch_size: int,
+        claim: Claim,
+        on_rows: Callable[[int], None],
+    ):
+        self.source, self.job, self.out, self.batch_size = source, job, out, batch_size
+        self.claim, self.on_rows = claim, on_rows
+
+    def work(self, mine: list[Shard], found: dict[Shard, Tally], parts: tuple[Any, ...]) -> None:
+        """Finishes its shards, with the whole job for one after the other or with each part for all."""
+        todo = [shard for shard in mine if shard not in found]
+        self.advance(sum(shard.rows for shard in found) * len(parts))
+        if len(parts) > 1:
+            self._by_parts(todo, parts)
         else:
-            _write(shard, source, job, batch_size, summary.seconds, on_rows)
-            _record_revisions(out)
-        _count(shard, job, summary)
-    return summary
+            for shard in todo:
+                self.write(shard, self.source, self.job)
+
+    def _by_parts(self, todo: list[Shard], parts: tuple[Any, ...]) -> None:
+        steps = {
+            shard: [step_shard(self.out, index, part.name, shard) for index, part in enumerate(parts[:-1])]
+            for shard in todo
+        }
+        for index, part in enumerate(parts):
+            log.info("step %s", part.name)
+            release(adapters_in(part.steps))
+            for shard in todo:
+                target = shard if part.is_last else steps[shard][index]
+                if not part.is_last and target.is_finished:
+                    self.advance(shard.rows)
+                else:
+                    self.write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
+
+    def write(self, shard: Shard, source: Source, job: Job) -> None:
+        """Computes and writes one shard."""
+        start = time.monotonic()
+        with explained():
+            if isinstance(shard.path, Path):
+                _remove_leftovers(shard.path)
+            shard.path.parent.mkdir(parents=True, exist_ok=True)
+            compute_shard(shard, source, job, self.batch_size, self.claim.seconds, self.advance)
+            record.record_revisions(self.out)
+        log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
+
+    def advance(self, rows: int) -> None:
+        """Rows are done; stops if the folder is another run's by now."""
+        self.claim.check()
+        self.claim.rows += rows
+        self.on_rows(rows)
 
 
-def prepare(source: Source, job: Job, out: Path, shard_size: int) -> None:
+def _remove_leftovers(final: Path) -> None:
+    """What a killed process left of this very shard. No living one has it: a run's shards are each of one rank."""
+    for name in final.parent.glob(f".{final.name}.*.tmp") if final.parent.is_dir() else ():
+        name.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(
+    source: Source, job: Job, out: Place, shard_size: int, world: World, fresh: bool = False
+) -> Iterator[Claim]:
+    """Holds the folder of a run, new or continued, with its settings written.
+
+    Raises:
+        UsageError: see `run`.
+    """
+    if fresh and world.size > 1:
+        raise UsageError(
+            "--fresh is for one process, or --num-processes: ranks would delete each other's shards"
+        )
+    settings = settings_of(source, job, shard_size)
+    with ExitStack() as stack:
+        with _writable():
+            if fresh:
+                record.check_is_run(out)
+            else:
+                record.is_new(out, settings)
+            claim = stack.enter_context(claimed(out, world.run, world.name, world.leads))
+            if fresh:
+                record.clear(out, world.run)
+            _begin(out, settings, fresh)
+        yield claim
+
+
+def prepare(source: Source, job: Job, out: Place, shard_size: int) -> None:
     """Writes the settings file of a new run, or checks that of the run which is there.
 
     Raises:
         UsageError: see `run`.
     """
-    settings = {
+    with _writable():
+        _begin(out, settings_of(source, job, shard_size))
+
+
+def _begin(out: Place, settings: dict[str, Any], fresh: bool = False) -> None:
+    if fresh or record.is_new(out, settings):
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_settings(out, settings)
+    (out / record.DATA).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(f"the output folder can't be written ({reason}); choose another --out") from error
+
+
+def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
+    """What a run continues with only if it is the same."""
+    return {
         "data": {
             "fingerprint": source.fingerprint,
-            "rows": {split: len(data) for split, data in source.splits.items()},
+            "rows": {
+                **{split: len(rows) for split, rows in source.splits.items()},
+                **{split: record.PIECES.format(stream.pieces) for split, stream in source.streams.items()},
+            },
             "image_column": source.image_column,
             "label_column": source.label_column,
         },
@@ -172,152 +234,45 @@ def prepare(source: Source, job: Job, out: Path, shard_size: int) -> None:
         "versions": {type(step).__name__: step.version for step in job.steps},
         "settings": job.settings(),
     }
-    file = out / SETTINGS_FILE
-    try:
-        if file.exists():
-            _check_same(file, settings)
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("the output folder holds something else; choose an empty or new one")
-        (out / "data").mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            about = {"u2s_datasets": u2s_datasets.__version__}
-            text = SETTINGS_HEAD + yaml.safe_dump({**about, **settings}, sort_keys=False, allow_unicode=True)
-            with renamed(file) as temporary:
-                temporary.write_text(text, "utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"the output folder can't be written ({error.strerror}); choose another --out"
-        ) from error
 
 
-def _check_same(file: Path, settings: dict[str, Any]) -> None:
-    try:
-        there = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"the {SETTINGS_FILE} in the output folder is damaged; choose another --out"
-        ) from error
-    there = {key: there[key] for key in settings if key in there} if isinstance(there, dict) else {}
-    if changed := config.differences(there, settings):
-        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
-        raise UsageError(
-            f"the output folder holds another run ({shown}). Give the same settings to continue it, or another --out"
-        )
-
-
-def _record_revisions(out: Path) -> None:
-    """Adds the commits of the chat models that have been loaded to a file beside the settings."""
-    file = out / REVISIONS_FILE
-    there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
-    if now := {name: commit for name, commit in revisions.items() if there.get(name) != commit}:
-        with renamed(file) as temporary:
-            temporary.write_text(yaml.safe_dump({**there, **now}), "utf-8")
-
-
-def output_features(source: Source, job: Job) -> Features:
-    """The features of the shards: the user's columns without any images, and the added ones."""
-    own = next(iter(source.splits.values())).features
-    kept = {name: feature for name, feature in own.items() if not isinstance(feature, Image)}
-    return Features({**kept, **schema.features(*job.adds)})
-
-
-def _write(
-    shard: Shard,
-    source: Source,
+def conclude(
     job: Job,
-    batch_size: int,
+    out: Place,
+    shards: list[Shard],
+    known: dict[Shard, Tally],
     seconds: dict[str, float],
-    on_rows: Callable[[int], None],
-) -> None:
-    arrow_schema = output_features(source, job).arrow_schema
+    keep_steps: bool,
+    unread: int = 0,
+) -> Summary:
+    """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
-    with (
-        renamed(shard.path) as temporary,
-        pq.ParquetWriter(temporary, arrow_schema) as writer,
-        behind() as later,
-        closing(_batches(shard, source, job, batch_size, seconds)) as opened,
-    ):
-        # Without decoding there is too little to do beside: two threads would wait for Python's lock.
-        batches = ahead(opened) if job.looks else opened
-        for rows, batch in batches:
-            added = job.timed(batch, seconds)
-            with clock(seconds, "write"):
-                later(writer.write_table, _joined(rows, added, arrow_schema))
-            on_rows(rows.num_rows)
-
-
-def _batches(
-    shard: Shard, source: Source, job: Job, batch_size: int, seconds: dict[str, float]
-) -> Generator[tuple[pa.Table, Batch], None, None]:
-    """The rows of a shard as they are, and opened for the job, decoded where it looks at the pixels."""
-    data = source.splits[shard.split].with_format("arrow")
-    for start in range(shard.start, shard.stop, batch_size):
-        with clock(seconds, "read"):
-            rows = data[start : min(start + batch_size, shard.stop)]
-            batch = _batch(rows, source, data, job.reads)
-            photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
-        for first, last in portions(photos):
-            part = {name: values[first:last] for name, values in batch.items()}
-            if job.looks:
-                with clock(seconds, "read"):
-                    part[schema.IMAGE] = parallel(decoded, part[schema.IMAGE])
-            yield rows.slice(first, last - first), part
-
-
-def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> Batch:
-    labels: list[str | None] = [None] * rows.num_rows
-    if source.label_column:
-        feature = data.features[source.label_column]
-        labels = class_names(rows[source.label_column].to_pylist(), feature)
-    more = {name: rows[name].to_pylist() for name in reads if name in rows.column_names}
-    return {**more, schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
-
-
-def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field_ in arrow_schema:
-        if field_.name in added:
-            columns.append(_array(added[field_.name], field_.type))
-        else:
-            columns.append(rows[field_.name].cast(field_.type))
-    return pa.table(columns, schema=arrow_schema)
-
-
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if not any(isinstance(value, Photo) for value in values):
-        return pa.array(values, type=kind)
-    # From dictionaries Arrow would take five times as long.
-    encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
-    paths = pa.nulls(len(values), pa.string())
-    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())
-
-
-def _count(shard: Shard, job: Job, summary: Summary) -> None:
-    told = pq.read_table(shard.path, columns=[job.tells])[job.tells].to_pylist()
-    summary.rows += len(told)
-    statuses, reasons = Counter(summary.statuses), Counter(summary.reasons)
-    for status, reason in map(job.outcome, told):
-        statuses[status] += 1
-        if reason is not None:
-            reasons[reason] += 1
-    summary.statuses = {status: statuses[status] for status in job.statuses}
-    summary.reasons = dict(reasons)
-
-
-class renamed:
-    """A temporary path beside a final one: synced and renamed on success, removed on failure."""
-
-    def __init__(self, final: Path):
-        self.final = final
-        self.temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.temporary, self.final)
+    Whichever process finds all shards finished does so; two at once write the same. `known` are the shards that
+    were finished before this call.
+    """
+    found = known | tallies([shard for shard in shards if shard not in known], job)
+    # A piece of a stream that has not been read to its end has one more file at least.
+    summary = summary_of(found, job, len(shards) + unread, len(known), seconds)
+    if len(found) == len(shards) and not unread:
+        total: Counter[str] = Counter()
+        for told in claims_of(out):
+            total.update(told.get("seconds", {}))
+        rows: Counter[str] = Counter()
+        for shard in shards:
+            rows[shard.split] += shard.rows
+        with explained():
+            record.write_manifest(
+                out,
+                {"rows": rows, "statuses": summary.statuses, "reasons": summary.reasons, "seconds": total},
+                [
+                    {
+                        "file": f"{record.DATA}/{shard.path.name}",
+                        "rows": shard.rows,
+                        "bytes": found[shard].size,
+                    }
+                    for shard in shards
+                ],
+            )
+            if not keep_steps:
+                record.clear_steps(out)
+    return summary
