@@ -69,6 +69,9 @@ def test_the_world_of_a_rank():
     assert World.here(other).run == here.run
     assert World.here(other).leads
     assert World.here({**launched, "MASTER_PORT": "29501"}).run != here.run
+    # On one machine it is the starting process that counts, whatever the port.
+    alone = {**launched, "LOCAL_WORLD_SIZE": "8"}
+    assert World.here(alone).run == World.here({**alone, "RANK": "2"}).run != here.run
     assert World.here({"RANK": "1", "WORLD_SIZE": "2", "U2S_RUN_ID": "mine"}).run == "mine"
     for env, message in (
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 does not fit WORLD_SIZE 2"),
