@@ -154,6 +154,16 @@ def test_a_rank_that_dies_leaves_the_others_at_work(does, how, source, reference
     assert not (tmp_path / "o/manifest.json").exists()
 
 
+def test_the_log_of_a_rank_has_its_warnings_and_nothing_private(source, tmp_path):
+    found = drive(source, tmp_path / "o", 2, 3, 0, "fail 5")
+    assert found.returncode == 0, found.stderr
+    logs = [(tmp_path / f"o/logs/rank-0000{rank}.log").read_text() for rank in range(2)]
+    assert "WARNING a row failed in inspect: RuntimeError" in logs[1]
+    assert "WARNING" not in logs[0]
+    for text in (*logs, found.stderr, found.stdout):
+        assert "private words" not in text
+
+
 def test_an_error_of_the_settings_is_said_once(source, tmp_path):
     found = drive(source, tmp_path / "o", 2, 3, 0, "setup 0")
     assert found.returncode == 2
