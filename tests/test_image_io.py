@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from u2s_datasets import image_metadata
+from u2s_datasets import image_metadata, jpeg_file
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
 
@@ -89,9 +89,7 @@ def test_an_untouched_jpeg_keeps_its_compressed_pixels(photo_of_641, encode):
     data = encode(photo_of_641, exif=private_exif(), comment=SECRET, progressive=True)
     clean = Photo(data).published().data
     scans = [
-        segment
-        for marker, segment in image_metadata.jpeg_segments(data)
-        if marker in (0xDA, 0xDB, 0xC2, 0xC4)
+        segment for marker, segment in jpeg_file.jpeg_segments(data) if marker in (0xDA, 0xDB, 0xC2, 0xC4)
     ]
     assert len(scans) > 8
     assert all(segment in clean for segment in scans)

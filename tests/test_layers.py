@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "schema", "config", "prompts", "image_metadata", "jpeg_splice", "pillow", "image_io"},
+    {"errors", "schema", "config", "prompts"}
+    | {"embedded", "jpeg_file", "image_metadata", "jpeg_splice", "pillow", "image_io"},
     {"models"},
     {"transforms"},
     {"run", "release", "report", "training", "evaluation", "doctor"},

@@ -19,13 +19,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from u2s_datasets import image_metadata as metadata
+from u2s_datasets.embedded import EXIF_ERRORS
 from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
 from u2s_datasets.jpeg_splice import bounds, frame_of, splice, touched_blocks
 from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
 MAX_PIXELS = 100_000_000
-STRIPPERS = {"JPEG": metadata.strip_jpeg, "PNG": metadata.strip_png, "WEBP": metadata.strip_webp}
-DECODE_ERRORS = (*metadata.EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
+STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
+DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
 
 
 class Photo:
@@ -34,6 +36,7 @@ class Photo:
     Attributes:
         data: the encoded file.
         format: Pillow's name of the format, such as "JPEG".
+        size: width and height in pixels as they are stored, before turning.
         metadata: the kinds of metadata found beside the pixels (see `image_metadata.find_metadata`).
     """
 
@@ -46,17 +49,23 @@ class Photo:
         if not data:
             raise UnreadableImage("the image is empty")
         self.data = data
-        image = self._open()
-        # An MPO is a JPEG with more pictures behind it; only the first one is inspected, and leaves.
-        self.format = "JPEG" if image.format == "MPO" else image.format or ""
-        if image.width * image.height > max_pixels:
-            raise UnreadableImage(f"the image has more than {max_pixels} pixels")
+        self._jpeg = _jpeg(data)
         with quiet():
-            self.metadata = metadata.find_metadata(data, image)
-            # What has to be turned or has frames behind the first one can't leave as it is.
-            frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
-            self._orientation = orientation(image)
-            self._needs_encoding = self._orientation != 1 or frames > 1
+            if self._jpeg and self._jpeg.size and self._jpeg.orientation:
+                # Pillow would say the same, and take most of the time of a row that is only carried.
+                self.format, self.size, self.metadata = "JPEG", self._jpeg.size, self._jpeg.metadata
+                self._orientation, frames = self._jpeg.orientation, 1
+            else:
+                image = self._open()
+                # An MPO is a JPEG with more pictures behind it; only the first is inspected, and leaves.
+                self.format = "JPEG" if image.format == "MPO" else image.format or ""
+                self.size, self.metadata = image.size, metadata.find_metadata(data, image)
+                frames = getattr(image, "n_frames", 1) if self.format == "WEBP" else 1
+                self._orientation = orientation(image)
+        if self.size[0] * self.size[1] > max_pixels:
+            raise UnreadableImage(f"the image has more than {max_pixels} pixels")
+        # What has to be turned or has frames behind the first one can't leave as it is.
+        self._needs_encoding = self._orientation != 1 or frames > 1
 
     @classmethod
     def of(cls, value: Any, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -189,20 +198,25 @@ class Photo:
         """
         if self.format != "JPEG":
             self.image  # a file cut short must not leave; a JPEG's stripper walks to its end
-        if self.format in STRIPPERS and not self._needs_encoding:
+        if self.format in STRIPPABLE and not self._needs_encoding:
             try:
-                return self._stripped(STRIPPERS[self.format](self.data))
+                return self._stripped()
             except (ValueError, struct.error, IndexError):
                 pass  # an odd structure that Pillow tolerates: encode what it saw
         return Photo(lossless(self.image, webp=self.format == "WEBP"))
 
-    def _stripped(self, data: bytes) -> Photo:
+    def _stripped(self) -> Photo:
         """This photo with its metadata taken out of the file; what may still be there is looked for again."""
-        photo = object.__new__(
-            Photo
-        )  # the header is known: opening it again would cost half of carrying a row
-        photo.data, photo.format, photo.metadata = data, self.format, metadata.find_metadata(data)
-        photo._orientation, photo._needs_encoding = 1, False
+        if self.format != "JPEG":
+            strip = metadata.strip_png if self.format == "PNG" else metadata.strip_webp
+            return Photo(strip(self.data))
+        if self._jpeg is None:
+            raise ValueError("not a well-formed JPEG")
+        # Its header is known: opening it again would cost half of carrying a row.
+        photo = object.__new__(Photo)
+        photo._jpeg = strip_jpeg(self._jpeg)
+        photo.data, photo.metadata = photo._jpeg.data, photo._jpeg.metadata
+        photo.format, photo.size, photo._orientation, photo._needs_encoding = "JPEG", self.size, 1, False
         return photo
 
     @functools.cached_property
@@ -285,6 +299,14 @@ class Photo:
     def as_row(self) -> dict[str, Any]:
         """The value of an `Image` column: the bytes and no path."""
         return {"bytes": self.data, "path": None}
+
+
+def _jpeg(data: bytes) -> JpegFile | None:
+    """A well-formed JPEG cut up; None for any other file."""
+    try:
+        return JpegFile(data) if data.startswith(JPEG) else None
+    except (ValueError, IndexError):
+        return None
 
 
 def _save(image: Image.Image, data: bytes, fp: Any, format: str | None = None, **options: Any) -> None:

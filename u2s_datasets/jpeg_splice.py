@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from u2s_datasets.image_metadata import jpeg_segments
+from u2s_datasets.jpeg_file import jpeg_segments
 
 SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}  # (horizontal, vertical) luma factor -> Pillow's name for it
 

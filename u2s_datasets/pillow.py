@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from u2s_datasets import image_metadata as metadata
+from u2s_datasets.embedded import EXIF_ERRORS, ORIENTATION, clean_icc
+from u2s_datasets.image_metadata import strip_png, strip_webp
 
-ORIENTATION = 0x0112
 _filters = threading.RLock()
 # It writes the values of EXIF tags into its log at DEBUG.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.INFO)
@@ -35,7 +35,7 @@ def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it can't be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except metadata.EXIF_ERRORS:
+    except EXIF_ERRORS:
         return 1
 
 
@@ -76,16 +76,16 @@ def lossless(image: Image.Image, webp: bool = False) -> bytes:
     image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else _to_plain(image)
     image = image.copy()
     keep = {key: image.info[key] for key in ("transparency",) if key in image.info}
-    icc = metadata.clean_icc(image.info.get("icc_profile") or b"")
+    icc = clean_icc(image.info.get("icc_profile") or b"")
     image.info.clear()
     image.info.update(keep)
     buffer = io.BytesIO()
     if webp:
         rgb = image.convert("RGBA" if "A" in image.getbands() or keep else "RGB")
         rgb.save(buffer, "WEBP", lossless=True, exact=True, method=1, quality=50, icc_profile=icc or None)
-        return metadata.strip_webp(buffer.getvalue())
+        return strip_webp(buffer.getvalue())
     image.save(buffer, "PNG", compress_level=3)
-    return metadata.strip_png(buffer.getvalue())
+    return strip_png(buffer.getvalue())
 
 
 def _to_plain(image: Image.Image) -> Image.Image:

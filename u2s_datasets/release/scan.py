@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UnreadableImage
-from u2s_datasets.image_io import STRIPPERS, Photo
+from u2s_datasets.image_io import STRIPPABLE, Photo
 from u2s_datasets.release.finished import AT_A_TIME
 from u2s_datasets.release.likeness import Originals
 from u2s_datasets.release.secrets import CARD as IN_CARD
@@ -193,7 +193,7 @@ def _picture(data: bytes, secrets: Secrets, originals: Originals | None) -> Iter
     try:
         photo = Photo(data)
         yield from (f"metadata in an image: {kind}" for kind in photo.metadata)
-        if photo.format not in STRIPPERS:
+        if photo.format not in STRIPPABLE:
             yield "an image of another format"
         if originals is not None:
             if photo.digest in originals.digests:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,9 +26,10 @@ import u2s_datasets
 from u2s_datasets import config, schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
-from u2s_datasets.models.base import revisions
+from u2s_datasets.models.base import parallel, revisions
+from u2s_datasets.run.overlap import ahead, behind, portions
 from u2s_datasets.run.source import Source
-from u2s_datasets.transforms.base import Batch, Transform, class_names
+from u2s_datasets.transforms.base import Batch, Transform, class_names, clock, decoded, photos_of
 
 SETTINGS_FILE = "settings.yaml"
 REVISIONS_FILE = "revisions.yaml"
@@ -52,6 +54,14 @@ class Job(Protocol):
     @property
     def reads(self) -> tuple[str, ...]:
         """See above."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs the pixels of every row, which are then decoded beside the models."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Images with more are withheld."""
 
     @property
     def steps(self) -> tuple[Transform, ...]:
@@ -220,16 +230,41 @@ def _write(
     on_rows: Callable[[int], None],
 ) -> None:
     arrow_schema = output_features(source, job).arrow_schema
-    data = source.splits[shard.split].with_format("arrow")
-    with renamed(shard.path) as temporary, pq.ParquetWriter(temporary, arrow_schema) as writer:
-        for start in range(shard.start, shard.stop, batch_size):
-            rows = data[start : min(start + batch_size, shard.stop)]
-            added = job.timed(_batch(rows, source, data, job.reads), seconds)
-            writer.write_table(_joined(rows, added, arrow_schema))
+
+    with (
+        renamed(shard.path) as temporary,
+        pq.ParquetWriter(temporary, arrow_schema) as writer,
+        behind() as later,
+        closing(_batches(shard, source, job, batch_size, seconds)) as opened,
+    ):
+        # Without decoding there is too little to do beside: two threads would wait for Python's lock.
+        batches = ahead(opened) if job.looks else opened
+        for rows, batch in batches:
+            added = job.timed(batch, seconds)
+            with clock(seconds, "write"):
+                later(writer.write_table, _joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
 
 
-def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> dict[str, list[Any]]:
+def _batches(
+    shard: Shard, source: Source, job: Job, batch_size: int, seconds: dict[str, float]
+) -> Generator[tuple[pa.Table, Batch], None, None]:
+    """The rows of a shard as they are, and opened for the job, decoded where it looks at the pixels."""
+    data = source.splits[shard.split].with_format("arrow")
+    for start in range(shard.start, shard.stop, batch_size):
+        with clock(seconds, "read"):
+            rows = data[start : min(start + batch_size, shard.stop)]
+            batch = _batch(rows, source, data, job.reads)
+            photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
+        for first, last in portions(photos):
+            part = {name: values[first:last] for name, values in batch.items()}
+            if job.looks:
+                with clock(seconds, "read"):
+                    part[schema.IMAGE] = parallel(decoded, part[schema.IMAGE])
+            yield rows.slice(first, last - first), part
+
+
+def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> Batch:
     labels: list[str | None] = [None] * rows.num_rows
     if source.label_column:
         feature = data.features[source.label_column]
@@ -242,11 +277,19 @@ def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema
     columns = []
     for field_ in arrow_schema:
         if field_.name in added:
-            values = [v.as_row() if isinstance(v, Photo) else v for v in added[field_.name]]
-            columns.append(pa.array(values, type=field_.type))
+            columns.append(_array(added[field_.name], field_.type))
         else:
             columns.append(rows[field_.name].cast(field_.type))
     return pa.table(columns, schema=arrow_schema)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not any(isinstance(value, Photo) for value in values):
+        return pa.array(values, type=kind)
+    # From dictionaries Arrow would take five times as long.
+    encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
+    paths = pa.nulls(len(values), pa.string())
+    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())
 
 
 def _count(shard: Shard, job: Job, summary: Summary) -> None:

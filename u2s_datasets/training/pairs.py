@@ -6,7 +6,6 @@ filter is the published one: the CLIP similarity of the edit to the public capti
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from u2s_datasets.models.base import SETTINGS, EditRequest
 from u2s_datasets.models.clip import Clip
 from u2s_datasets.models.editors.free_prompt import FreePrompt
 from u2s_datasets.run.source import Source, open_source, open_table
-from u2s_datasets.transforms.base import Batch, Transform
+from u2s_datasets.transforms.base import Batch, Transform, clock
 
 TEXTS = (schema.PUBLIC_CAPTION, schema.EDIT_INSTRUCTION, schema.PRIVATE_CAPTION, schema.COMBINED_CAPTION)
 KEPT, DROPPED = "kept", "dropped"
@@ -75,16 +74,19 @@ class PairMaker(Transform):
         """Whether a row was kept, and why not."""
         return (KEPT if told["kept"] else DROPPED), told["reason"]
 
+    @property
+    def looks(self) -> bool:
+        """Every row is decoded."""
+        return True
+
     def settings(self) -> dict[str, Any]:
         """Every setting as plain values."""
         return TypeAdapter(PairMaker).dump_python(self, mode="json")  # type: ignore[no-any-return]
 
     def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
         """`process`, adding its seconds."""
-        start = time.perf_counter()
-        made = self.process(batch)
-        seconds["pairs"] = seconds.get("pairs", 0.0) + time.perf_counter() - start
-        return made
+        with clock(seconds, "pairs"):
+            return self.process(batch)
 
     def run(self, batch: Batch) -> Batch:
         """The added columns; a row without both images has a reason."""

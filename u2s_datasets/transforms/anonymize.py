@@ -6,9 +6,7 @@ settings here (seed, columns, detectors) so that they can't drift apart.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from u2s_datasets import config, schema
 from u2s_datasets.models.base import SETTINGS
 from u2s_datasets.schema import Status
-from u2s_datasets.transforms.base import Batch, Transform, photos_of
+from u2s_datasets.transforms.base import Batch, Transform, clock, photos_of
 from u2s_datasets.transforms.caption import Caption
 from u2s_datasets.transforms.edit import Edit
 from u2s_datasets.transforms.inspect import Inspect, unreadable
@@ -52,6 +50,11 @@ class Anonymizer(Transform):
         return ()
 
     @property
+    def looks(self) -> bool:
+        """Whether every row is decoded: only where nothing inspects it is none."""
+        return self.inspect.looks
+
+    @property
     def steps(self) -> tuple[Inspect, Caption, Instruct, Edit, Verify]:
         """The transforms in order, with the shared settings filled in."""
         shared: dict[str, Any] = {"seed": self.seed, "max_pixels": self.max_pixels}
@@ -65,12 +68,10 @@ class Anonymizer(Transform):
         return self.timed(batch, {})
 
     def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
-        """`run`, adding the seconds of each step to `seconds`; opening and decoding count as "read"."""
-        columns: Batch = dict(batch)
-        with _clock(seconds, "read"):
-            columns[schema.IMAGE] = photos_of(batch[schema.IMAGE], self.max_pixels)
+        """`run`, adding the seconds of each step to `seconds`."""
+        columns: Batch = {**batch, schema.IMAGE: photos_of(batch[schema.IMAGE], self.max_pixels)}
         for step in self.steps:
-            with _clock(seconds, type(step).__name__.lower()):
+            with clock(seconds, type(step).__name__.lower()):
                 columns |= step.process(columns)
         return {name: columns[name] for name in self.adds}
 
@@ -91,13 +92,6 @@ class Anonymizer(Transform):
                 for name in NOT_OF_A_STEP:
                     step.pop(name, None)
         return settings
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def build(settings: dict[str, Any]) -> Anonymizer:

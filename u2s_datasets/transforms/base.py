@@ -9,7 +9,9 @@ row stands alone). Under `map` an image column is read as encoded bytes, never d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -166,6 +168,24 @@ def photos_of(values: list[Any], max_pixels: int) -> list[Photo | UnreadableImag
         except UnreadableImage as error:
             photos.append(error)
     return photos
+
+
+def decoded(photo: Photo | UnreadableImage) -> Photo | UnreadableImage:
+    """The photo with its pixels at hand, or the error of a file that is cut short or damaged."""
+    try:
+        if isinstance(photo, Photo):
+            photo.pixels
+        return photo
+    except UnreadableImage as error:
+        return error
+
+
+@contextmanager
+def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the seconds that the block takes to `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _is_batch(examples: Mapping[str, Any], column: str) -> bool:

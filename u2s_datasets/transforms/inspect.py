@@ -18,7 +18,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets import schema
-from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models import AnyChat, AnyDetector
 from u2s_datasets.models.base import SETTINGS, ChatModel, parallel, user
@@ -28,7 +27,7 @@ from u2s_datasets.models.text import RapidOcr
 from u2s_datasets.prompts import prompt
 from u2s_datasets.schema import METADATA, PRIVACY_GROUPS, REGION_KINDS, UNREADABLE, Region
 from u2s_datasets.transforms import answers
-from u2s_datasets.transforms.base import Batch, Transform, photos_of
+from u2s_datasets.transforms.base import Batch, Transform, decoded, photos_of
 
 # A greedy model asked the same again would answer the same.
 UNCLEAR = "\n\nYour last answer was unclear or incomplete. Give every key, and nothing but the JSON object."
@@ -73,11 +72,16 @@ class Inspect(Transform):
         if unknown := set(self.unsafe) - set(known):
             raise ValueError(f"unknown finding {sorted(unknown)} in `unsafe`; known: {', '.join(known)}")
 
+    @property
+    def looks(self) -> bool:
+        """Whether there is anything that looks at the pixels."""
+        return self.chat is not None or any(self.detectors.values())
+
     def run(self, batch: Batch) -> Batch:
         """The `risk` of each image. An unreadable one is unsafe and says why in its evidence."""
         photos = photos_of(batch[schema.IMAGE], self.max_pixels)
-        if self.chat is not None or any(self.detectors.values()):
-            photos = parallel(_decoded, photos)
+        if self.looks:
+            photos = parallel(decoded, photos)
         readable = [photo for photo in photos if isinstance(photo, Photo)]
         found = detect(self.detectors, readable)
         risks = [self._risk(photo, regions) for photo, regions in zip(readable, found, strict=True)]
@@ -147,16 +151,6 @@ class Inspect(Transform):
             "regions": [region.as_row() for region in counted],
             "evidence": json.dumps(evidence, ensure_ascii=False),
         }
-
-
-def _decoded(photo: Photo | UnreadableImage) -> Photo | UnreadableImage:
-    """The photo with its pixels at hand, or the error of a file that is cut short or damaged."""
-    try:
-        if isinstance(photo, Photo):
-            photo.pixels
-        return photo
-    except UnreadableImage as error:
-        return error
 
 
 def detect(

@@ -1,0 +1,79 @@
+"""Reading ahead and writing behind: the same items, bounded, and errors where they belong."""
+
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.image_io import Photo
+from u2s_datasets.run.overlap import ahead, behind, portions
+
+
+def test_ahead_gives_all_items_in_order_and_is_one_item_ahead():
+    made = []
+
+    def items():
+        for index in range(5):
+            made.append(index)
+            yield index
+
+    seen = []
+    for item in ahead(items()):
+        time.sleep(0.05)
+        assert len(made) <= item + 2
+        seen.append(item)
+    assert seen == list(range(5))
+
+
+def test_an_error_while_reading_comes_after_the_items_before_it():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    source = ahead(items())
+    assert next(source) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(source)
+
+
+def test_behind_keeps_the_order_and_at_most_one_call_waits():
+    done, running, gate = [], [], threading.Event()
+
+    def call(index):
+        running.append(index)
+        gate.wait(5)
+        done.append(index)
+
+    with behind() as later:
+        later(call, 0)
+        assert not done
+        gate.set()
+        for index in range(1, 4):
+            later(call, index)
+            assert len(done) >= index
+    assert done == running == [0, 1, 2, 3]
+
+
+def test_an_error_while_writing_is_raised_by_the_next_call_or_at_the_end():
+    def fail():
+        raise OSError("no space")
+
+    def calls(*functions):
+        with behind() as later:
+            for function in functions:
+                later(function)
+
+    with pytest.raises(OSError, match="no space"):
+        calls(fail, print)
+    with pytest.raises(OSError, match="no space"):
+        calls(fail)
+
+
+def test_portions_bound_the_pixels_and_lose_no_row(encode):
+    small, large = (Photo(encode(Image.new("RGB", size))) for size in ((30, 10), (90, 10)))
+    photos = [small, UnreadableImage("unknown"), small, large]
+    assert list(portions(photos, 600)) == [(0, 3), (3, 4)]
+    assert list(portions(photos, 1)) == [(0, 1), (1, 3), (3, 4)]
+    assert list(portions(photos)) == [(0, 4)]

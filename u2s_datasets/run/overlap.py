@@ -1,0 +1,60 @@
+"""Reading, models and writing side by side: one batch is read ahead, one is written behind.
+
+A model then never waits for a JPEG or for the disk. At most three batches are in memory, and a batch ends early
+where its pictures together have more than `PIXELS_AT_ONCE` pixels, so memory follows neither rows nor sizes.
+How rows fall into batches changes no output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.image_io import Photo
+
+PIXELS_AT_ONCE = 128_000_000  # about 0.8 GB decoded, twice as Pillow and numpy hold it
+END = object()
+T = TypeVar("T")
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, END)
+        while (item := coming.result()) is not END:
+            coming = pool.submit(next, items, END)
+            yield cast(T, item)
+
+
+@contextmanager
+def behind() -> Iterator[Callable[..., None]]:
+    """Gives a function that calls `function(*args)` in a thread, one call after the other, at most one waiting.
+
+    What a call raises comes with the next one, or at the end.
+    """
+    last: list[Future[Any]] = []
+
+    def later(function: Callable[..., Any], *args: Any) -> None:
+        while last:
+            last.pop().result()
+        last.append(pool.submit(function, *args))
+
+    with ThreadPoolExecutor(1) as pool:
+        yield later
+        while last:
+            last.pop().result()
+
+
+def portions(photos: list[Photo | UnreadableImage], most: int = PIXELS_AT_ONCE) -> Iterator[tuple[int, int]]:
+    """Cuts a batch into ranges (start, stop) of at most `most` pixels each, one photo at least."""
+    start, pixels = 0, 0
+    for index, photo in enumerate(photos):
+        size = photo.size[0] * photo.size[1] if isinstance(photo, Photo) else 0
+        if pixels and pixels + size > most:
+            yield start, index
+            start, pixels = index, 0
+        pixels += size
+    yield start, len(photos)
