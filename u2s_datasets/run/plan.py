@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from u2s_datasets import schema
 from u2s_datasets.doctor import gpu_memory_used
 from u2s_datasets.evaluation.statistics import Estimate, estimate, ratio, wilson
+from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import load_seconds
 from u2s_datasets.run import runner
 from u2s_datasets.run.runner import Job
@@ -120,7 +121,7 @@ def measure(
         rows=summary.rows,
         of=sum(len(data) for data in source.splits.values()),
         batches=meter.batches,
-        steps=meter.by_step,
+        steps=summary.seconds,
         wall=wall,
         loading=meter.loading,
         models=meter.models,
@@ -140,7 +141,6 @@ class _Meter:
     def __init__(self, job: Anonymizer):
         self._job = job
         self.batches: list[tuple[int, float]] = []
-        self.by_step: dict[str, float] = {}
         self.models: dict[str, float] = {}
         self.bytes_in: list[int] = []
         self.loading = self.again = 0.0
@@ -163,8 +163,7 @@ class _Meter:
             self.loading += max(0.0, first - took)
         self.batches.append((len(batch[schema.IMAGE]), took))
         for step, value in steps.items():
-            self.by_step[step] = self.by_step.get(step, 0.0) + value
-        seconds.update(self.by_step)
+            seconds[step] = seconds.get(step, 0.0) + value
         return out
 
     def _run(self, batch: Batch) -> tuple[Batch, float, dict[str, float]]:
@@ -175,13 +174,8 @@ class _Meter:
 
 
 def _size(value: Any) -> int:
-    """The bytes of an encoded image, or of the file at its path; 0 where there is none."""
-    if value["bytes"] is not None:
-        return len(value["bytes"])
-    try:
-        return Path(value["path"]).stat().st_size
-    except OSError:
-        return 0
+    """The bytes of an encoded image; 0 of one that could not be opened."""
+    return len(value.data) if isinstance(value, Photo) else 0
 
 
 def plan(
