@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class U2SError(Exception):
-    """Base of the toolkit's errors."""
+    """Base of the toolkit's errors.
+
+    Attributes:
+        exit_code: what the command line ends with.
+    """
+
+    exit_code = 2
 
 
 class UsageError(U2SError):
@@ -25,3 +31,9 @@ class MissingExtra(SetupError):
     def __init__(self, what: str, install: str):
         super().__init__(f"{what} is not installed. Install it with:\n  {install}")
         self.install = install
+
+
+class RanksDied(U2SError):
+    """Some processes of a run died. What is finished is valid, and the same command continues."""
+
+    exit_code = 1

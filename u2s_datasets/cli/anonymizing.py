@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from u2s_datasets import config
-from u2s_datasets.cli.common import CriteriaOption, JsonOption, PresetOption, SetOption, errors, progress
+from u2s_datasets.cli.common import (
+    CriteriaOption,
+    FreshOption,
+    JsonOption,
+    PresetOption,
+    ProcessesOption,
+    SetOption,
+    errors,
+    progress,
+    run_job,
+)
 from u2s_datasets.cli.main import app
 
 
@@ -21,7 +30,12 @@ def anonymize(
     source: Annotated[
         str, typer.Argument(help="Folder of images, Parquet or Arrow files, saved dataset, or Hub id.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command again continues it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder or address (s3://, hf://) of the run; the same command again continues it."
+        ),
+    ],
     preset: PresetOption = "local",
     split: Annotated[str | None, typer.Option(help="One split instead of all.")] = None,
     image_column: Annotated[str | None, typer.Option(help="The column with the images.")] = None,
@@ -31,6 +45,18 @@ def anonymize(
     criteria: CriteriaOption = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
+    num_processes: ProcessesOption = 1,
+    one_step_at_a_time: Annotated[
+        bool,
+        typer.Option(
+            "--one-step-at-a-time",
+            help="Each step over all rows before the next: its models alone in memory.",
+        ),
+    ] = False,
+    keep_steps: Annotated[
+        bool, typer.Option("--keep-steps", help="Leaves what the steps wrote in OUT/steps; it is private.")
+    ] = False,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Anonymizes a dataset into a Parquet dataset with an audit of every row."""
@@ -40,7 +66,9 @@ def anonymize(
 
         anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
         opened = open_source(source, split, image_column, label_column, limit)
-        summary = _run(opened, anonymizer, out, shard_size, batch_size)
+        how = {"fresh": fresh, "one_step_at_a_time": one_step_at_a_time, "keep_steps": keep_steps}
+        parts = len(anonymizer.parts) if one_step_at_a_time else 1
+        summary = run_job(opened, anonymizer, out, num_processes, shard_size, batch_size, parts, **how)
         _report(summary, out, as_json)
 
 
@@ -111,7 +139,7 @@ def demo(
         anonymizer = load_preset("local", set_ or [])
         demo_.make_photographs(out / "photographs")
         opened = open_source(str(out / "photographs"))
-        summary = _run(opened, anonymizer, out / "safe", 256, 16)
+        summary = run_job(opened, anonymizer, out / "safe", 1, 256, 16)
         text = demo_.write_report(out / "photographs", out / "safe", out, anonymizer, summary)
         if not as_json:
             print(text)
@@ -119,27 +147,7 @@ def demo(
         _report(summary, out / "safe", as_json)
 
 
-def _run(source: Any, anonymizer: Any, out: Path, shard_size: int, batch_size: int) -> Any:
-    from u2s_datasets.run import runner
-
-    for note in source.notes:
-        print(f"note: {note}", file=sys.stderr)
-    total = sum(len(data) for data in source.splits.values())
-    try:
-        with progress(total) as advance:
-            return runner.run(source, anonymizer, out, shard_size, batch_size, advance)
-    except KeyboardInterrupt:
-        shards = runner.shards_of(source, out, shard_size)
-        finished = sum(shard.is_finished for shard in shards)
-        print(
-            f"\nStopped. {finished} of {len(shards)} shards are finished and valid; "
-            "give the same command again to continue.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
-
-
-def _report(summary: Any, out: Path, as_json: bool) -> None:
+def _report(summary: Any, out: str | Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**vars(summary), "out": str(out)}))
         return
@@ -153,6 +161,10 @@ def _report(summary: Any, out: Path, as_json: bool) -> None:
     Console().print(table)
     for reason, count in summary.reasons.items():
         print(f"withheld, {reason}: {count}")
+    if summary.shards_finished < summary.shards:
+        print(
+            f"{summary.shards_finished} of {summary.shards} shards are finished so far; other ranks are at work."
+        )
     if summary.shards_skipped:
         print(f"{summary.shards_skipped} of {summary.shards} shards were finished already.")
     print(

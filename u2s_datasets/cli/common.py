@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,26 +24,81 @@ SetOption = Annotated[
 CriteriaOption = Annotated[
     Path | None, typer.Option(help="YAML of points to inspect for (name: description), for a chat model.")
 ]
+ProcessesOption = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes on this machine; each takes the next GPU, or its share of the cores."
+    ),
+]
+FreshOption = Annotated[
+    bool,
+    typer.Option("--fresh", help="Deletes the run that is in OUT first, and nothing else that lies there."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-readable summary line.")]
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over rows on standard error; gives the function that moves it on."""
+    """A bar over rows on standard error; gives the function that moves it on. Only the first rank shows it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    is_first = os.environ.get("RANK", "0") == "0"
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_first) as bar:
         task = bar.add_task("rows", total=total)
         yield lambda rows: bar.advance(task, rows)
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Prints our errors as one line and ends with exit code 2; an interrupt ends with 130."""
+    """Prints our errors as one line and ends with their exit code; an interrupt ends with 130."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         yield
     except U2SError as error:
         print(f"u2s: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def local(path: Path | None) -> Path | None:
+    """The callback of an argument that has to be a folder of this machine."""
+    if path is not None and (found := re.match(r"(?!file:)([a-z][a-z0-9]+):/", str(path))):
+        raise typer.BadParameter(
+            f"{found[1]}:// is a store; this command reads a local folder: copy the run to this machine first"
+        )
+    return path
+
+
+def run_job(
+    source: Any,
+    job: Any,
+    out: str | Path,
+    num_processes: int,
+    shard_size: int,
+    batch_size: int,
+    parts: int = 1,
+    **how: bool,
+) -> Any:
+    """Runs a job with a bar over its rows, each counted once for each of its parts; says how to continue it."""
+    from u2s_datasets.run import ranks, runner
+    from u2s_datasets.run.storage import place
+
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    folder = place(out)
+    try:
+        with progress(parts * sum(len(data) for data in source.splits.values())) as advance:
+            if num_processes > 1:
+                return ranks.launch(
+                    source, job, folder, num_processes, shard_size, batch_size, advance, **how
+                )
+            return runner.run(source, job, folder, shard_size, batch_size, advance, **how)
+    except KeyboardInterrupt:
+        shards = runner.shards_of(source, folder, shard_size)
+        finished = sum(shard.is_finished for shard in shards)
+        print(
+            f"\nStopped. {finished} of {len(shards)} shards are finished and valid; "
+            "give the same command again to continue.",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None

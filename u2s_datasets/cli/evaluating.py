@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from u2s_datasets import config
-from u2s_datasets.cli.common import SetOption, errors, progress
+from u2s_datasets.cli.common import SetOption, errors, local, progress
 from u2s_datasets.cli.main import app
 
 metrics_app = typer.Typer(no_args_is_help=True, help="The four metrics as modules of `evaluate`.")
@@ -21,7 +21,7 @@ app.add_typer(metrics_app, name="metrics")
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder that `u2s anonymize` wrote.")],
+    run: Annotated[Path, typer.Argument(help="The folder that `u2s anonymize` wrote.", callback=local)],
     originals: Annotated[str, typer.Option(help="The source that was anonymized: folder, files or Hub id.")],
     metrics: Annotated[
         str, typer.Option(help="Of quality, cheating, privacy, utility; with commas between.")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from u2s_datasets import config
-from u2s_datasets.cli.common import SetOption, errors, progress
+from u2s_datasets.cli.common import SetOption, errors, local, progress
 from u2s_datasets.cli.main import app
 
 Many = list[str] | None
@@ -18,7 +18,7 @@ Many = list[str] | None
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="The folder that `u2s anonymize` wrote.")],
+    run: Annotated[Path, typer.Argument(help="The folder that `u2s anonymize` wrote.", callback=local)],
     repo: Annotated[str, typer.Option(help="namespace/name of the dataset on the Hub.")],
     license: Annotated[
         str | None, typer.Option(help="Of the published images, such as cc-by-4.0; never guessed.")

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from u2s_datasets.cli.common import errors, progress
+from u2s_datasets.cli.common import errors, local, progress
 from u2s_datasets.cli.main import app
 
-RunArgument = Annotated[Path, typer.Argument(help="The folder that `u2s anonymize --out` wrote.")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="The folder that `u2s anonymize --out` wrote.", callback=local)
+]
 OriginalsOption = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from u2s_datasets.cli.common import JsonOption, SetOption, errors, progress
+from u2s_datasets.cli.common import (
+    FreshOption,
+    JsonOption,
+    ProcessesOption,
+    SetOption,
+    errors,
+    local,
+    progress,
+    run_job,
+)
 from u2s_datasets.cli.main import app
 
 train_app = typer.Typer(no_args_is_help=True, help="Training on our own triplets.")
@@ -24,10 +33,19 @@ def pairs(
             help="Images with captions: folder, Parquet or Arrow files, saved dataset, or Hub id."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the pairs; the same command again continues it.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder or address (s3://, hf://) of the pairs; the same command again continues it."
+        ),
+    ],
     captions: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="What `u2s anonymize` wrote for SOURCE, if the captions are there."),
+        typer.Option(
+            metavar="RUN",
+            help="What `u2s anonymize` wrote for SOURCE, if the captions are there.",
+            callback=local,
+        ),
     ] = None,
     target_column: Annotated[
         str | None,
@@ -39,19 +57,17 @@ def pairs(
     set_: SetOption = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
+    num_processes: ProcessesOption = 1,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Makes pairs for training: an original and its edit, judged by CLIP."""
     with errors():
-        from u2s_datasets.run import runner
         from u2s_datasets.training.pairs import open_captioned, read_maker
 
         maker = read_maker(set_ or [], target_column)
         opened = open_captioned(source, captions, split, image_column, target_column, limit)
-        for note in opened.notes:
-            print(f"note: {note}", file=sys.stderr)
-        with progress(sum(len(data) for data in opened.splits.values())) as advance:
-            summary = runner.run(opened, maker, out, shard_size, batch_size, advance)
+        summary = run_job(opened, maker, out, num_processes, shard_size, batch_size, fresh=fresh)
         if as_json:
             print(json.dumps({**vars(summary), "out": str(out)}))
             return

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from u2s_datasets import config
-from u2s_datasets.cli.common import SetOption, errors, progress
+from u2s_datasets.cli.common import SetOption, errors, local, progress
 from u2s_datasets.cli.main import app
 from u2s_datasets.errors import UsageError
 
@@ -29,7 +29,9 @@ def main() -> None:
 
 @utility_app.command()
 def classify(
-    train: Annotated[Path, typer.Argument(help="The folder that `u2s anonymize` wrote, with labels.")],
+    train: Annotated[
+        Path, typer.Argument(help="The folder that `u2s anonymize` wrote, with labels.", callback=local)
+    ],
     test: Annotated[str, typer.Argument(help="Held-out originals: folder, files or Hub id.")],
     originals: Annotated[
         str | None,

@@ -22,7 +22,7 @@ from u2s_datasets.evaluation.reduce import REDUCERS, Reducer, results
 from u2s_datasets.evaluation.statistics import check_confidence
 from u2s_datasets.evaluation.utility import utility
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.runner import SETTINGS_FILE
+from u2s_datasets.run.record import SETTINGS_FILE
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.score import COLUMNS, DIMENSION_OF, Score
 

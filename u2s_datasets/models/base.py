@@ -9,8 +9,10 @@ cache keyed by process and settings: two transforms share a model, and a forked 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.metadata
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -156,13 +158,50 @@ class Editor(Protocol):
 
 
 def parallel(function: Callable[..., T], *columns: Iterable[Any]) -> list[T]:
-    """`list(map(function, *columns))` on as many threads as there are cores.
+    """`list(map(function, *columns))` on as many threads as this process may use.
 
     Image codecs, numpy and onnxruntime leave Python's lock while they work. The threads end with the call, so
     a later fork finds none.
     """
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads() or cores()) as pool:
         return list(pool.map(function, *columns))
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """The threads that OMP_NUM_THREADS grants this process; 0 where it is not set and a library may decide.
+
+    Torch and numpy heed the variable themselves, onnxruntime and our own pools don't.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() else 0
+
+
+def adapters_in(value: Any) -> list[Adapter]:
+    """The adapters that a transform, or anything made of dataclasses and containers, holds."""
+    found = [value] if isinstance(value, Adapter) else []
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return found + [adapter for inner in value for adapter in adapters_in(inner)]
+
+
+def release(keep: Iterable[Adapter]) -> None:
+    """Frees the models of this process but those of `keep`, so that others find room."""
+    kept = {(os.getpid(), repr(adapter)) for adapter in keep}
+    with _lock:
+        for key in [key for key in _loaded if key not in kept]:
+            del _loaded[key]
+    gc.collect()  # a pipeline and its hooks point at each other
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def package_file(package: str, suffix: str) -> str:

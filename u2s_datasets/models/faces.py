@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
-from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter, package_file, parallel
+from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter, package_file, parallel, threads
 from u2s_datasets.models.windows import STRICTER, Box, Window, around, each, merge, windows
 from u2s_datasets.schema import FACE, Region
 
@@ -128,6 +128,7 @@ def _in_onnxruntime(graph: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
         raise MissingExtra("onnxruntime", LOCAL_INSTALL) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads()
     preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in preferred if name in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(graph, options, providers=providers)
@@ -142,6 +143,8 @@ def _in_openvino(graph: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
         raise MissingExtra("openvino", "pip install 'u2s-datasets[openvino]'") from error
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    if threads():
+        hints["INFERENCE_NUM_THREADS"] = str(threads())
     request = core.compile_model(core.read_model(graph), "CPU", hints).create_infer_request()
 
     def run(blob: np.ndarray) -> list[np.ndarray]:

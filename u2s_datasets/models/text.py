@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from u2s_datasets.errors import MissingExtra
-from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter
+from u2s_datasets.models.base import LOCAL_INSTALL, SETTINGS, Adapter, threads
 from u2s_datasets.models.windows import STRICTER, Box, each, merge, windows
 from u2s_datasets.schema import TEXT, Region
 
@@ -48,6 +48,8 @@ class RapidOcr(Adapter):
             raise MissingExtra("rapidocr", LOCAL_INSTALL) from error
         # Windows are already of the right size: "max" makes the engine leave them as they are.
         settings = {"Global.log_level": "critical", "Global.use_cls": False, "Global.max_side_len": 4096}
+        if threads():
+            settings["EngineConfig.onnxruntime.intra_op_num_threads"] = threads()
         return RapidOCR(params={**settings, "Det.limit_type": "max", "Det.limit_side_len": 4096})
 
     def detect(self, images: list[np.ndarray], areas: list[list[Box]] | None = None) -> list[list[Region]]:

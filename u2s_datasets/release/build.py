@@ -32,8 +32,8 @@ from u2s_datasets.release.gate import (
 from u2s_datasets.release.learn import learn
 from u2s_datasets.release.scan import CARD, Leak, scan
 from u2s_datasets.release.view import View, view_of, write_view
-from u2s_datasets.run.runner import renamed
 from u2s_datasets.run.source import Source
+from u2s_datasets.run.storage import renamed
 from u2s_datasets.transforms.score import Score
 
 RECORD = "releases.yaml"

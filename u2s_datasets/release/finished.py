@@ -21,7 +21,7 @@ from datasets import Features
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
-from u2s_datasets.run.runner import REVISIONS_FILE, SETTINGS_FILE
+from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE
 from u2s_datasets.schema import Status
 
 AT_A_TIME = 64  # rows in memory

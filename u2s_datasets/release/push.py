@@ -32,7 +32,7 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.release.build import Release, Request, built, record
 from u2s_datasets.release.card import TAG
 from u2s_datasets.release.scan import CARD, DATA
-from u2s_datasets.run.runner import SETTINGS_FILE
+from u2s_datasets.run.record import SETTINGS_FILE
 from u2s_datasets.run.source import Source
 
 if TYPE_CHECKING:

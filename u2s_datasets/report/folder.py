@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.run.runner import SETTINGS_FILE
+from u2s_datasets.run.record import SETTINGS_FILE, fingerprint_of
 from u2s_datasets.transforms.base import class_names
 
 TEXTS = (
@@ -179,9 +178,3 @@ def _settings(path: Path) -> dict[str, Any]:
     ) as e:
         raise UsageError(f"the run's {SETTINGS_FILE} is damaged") from e
     return settings
-
-
-def fingerprint_of(settings: dict[str, Any]) -> str:
-    """A digest of a run's settings, the same however the file is laid out."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -26,7 +26,7 @@ from u2s_datasets.report.decisions import decisions_of
 from u2s_datasets.report.folder import RunFolder
 from u2s_datasets.report.originals import Originals
 from u2s_datasets.report.rows import details_of, index_of
-from u2s_datasets.run.runner import renamed
+from u2s_datasets.run.storage import renamed
 
 SCRIPTS = ("model.js", "pictures.js", "card.js", "charts.js", "page.js")
 AT_A_TIME = 32  # rows whose pictures are encoded side by side

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont
 from u2s_datasets import schema
 from u2s_datasets.errors import MissingExtra
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.runner import Summary
+from u2s_datasets.run.shards import Summary
 from u2s_datasets.schema import Status, regions_of
 from u2s_datasets.transforms.anonymize import Anonymizer
 from u2s_datasets.transforms.inspect import detect, evidence_of

@@ -2,166 +2,219 @@
 
 A shard is computed, written under a temporary name, synced and renamed: a file with its final name is the
 completion mark, and the whole resume logic. The number of shards follows from the rows and `shard_size`
-alone. The settings of the run lie beside the shards; other settings are refused.
+alone; rank r of w takes the shards r, r + w ... and skips those that are finished. The settings of the run
+lie beside the shards; other settings are refused.
 
 The output has the user's columns but not the source's images: those would carry what the run took away.
 """
 
 from __future__ import annotations
 
-import os
+import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from datasets import Dataset, Features, Image
 
-import u2s_datasets
-from u2s_datasets import config, schema
+from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
-from u2s_datasets.models.base import parallel, revisions
+from u2s_datasets.models.base import adapters_in, parallel, release
+from u2s_datasets.run import record
+from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
 from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.run.parts import source_for, step_shard
+from u2s_datasets.run.shards import Job, Shard, Summary, Tally, shards_of, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.transforms.base import Batch, Transform, class_names, clock, decoded, photos_of
-
-SETTINGS_FILE = "settings.yaml"
-REVISIONS_FILE = "revisions.yaml"
-SETTINGS_HEAD = (
-    "# Settings of a u2s-datasets run. This folder is PRIVATE: its private_caption and risk columns say what\n"
-    "# was hidden. Publish its release view, never the folder itself.\n"
-)
-
-
-class Job(Protocol):
-    """What the runner runs.
-
-    Attributes:
-        adds: the columns it adds. reads: those that it wants beside image and class, where the source has them.
-        tells: the added column that says what became of a row. statuses: all that can.
-    """
-
-    adds: ClassVar[tuple[str, ...]]
-    tells: ClassVar[str]
-    statuses: ClassVar[tuple[str, ...]]
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """See above."""
-
-    @property
-    def looks(self) -> bool:
-        """Whether it needs the pixels of every row, which are then decoded beside the models."""
-
-    @property
-    def max_pixels(self) -> int:
-        """Images with more are withheld."""
-
-    @property
-    def steps(self) -> tuple[Transform, ...]:
-        """The transforms in order, whose versions are part of the settings."""
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting as plain values."""
-
-    def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
-        """The added columns of a batch; the seconds of each step are added to `seconds`."""
-
-    def outcome(self, told: dict[str, Any]) -> tuple[str, str | None]:
-        """The status of a row by its column `tells`, and a reason where one is to be counted."""
-
-
-@dataclass
-class Summary:
-    """What a run did. `seconds` are of this call; `statuses` count all rows of the folder."""
-
-    rows: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    shards: int = 0
-    shards_skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows `start` to `stop` of a split and the file they become."""
-
-    split: str
-    start: int
-    stop: int
-    path: Path
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the file is there, readable and whole."""
-        try:
-            return pq.read_metadata(self.path).num_rows == self.stop - self.start
-        except (OSError, pa.ArrowInvalid):
-            return False
-
-
-def shards_of(source: Source, out: Path, shard_size: int) -> list[Shard]:
-    """The shards of a source, which depend on nothing but its rows and the size."""
-    shards = []
-    for split, data in source.splits.items():
-        count = -(-len(data) // shard_size)
-        for index in range(count):
-            name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-            start = index * shard_size
-            shards.append(Shard(split, start, min(start + shard_size, len(data)), out / "data" / name))
-    return shards
+from u2s_datasets.run.storage import Place, explained, place, renamed
+from u2s_datasets.run.world import World, log, logged, take_device
+from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
 
 
 def run(
     source: Source,
     job: Job,
-    out: Path,
+    out: str | Place,
     shard_size: int = 256,
     batch_size: int = 32,
     on_rows: Callable[[int], None] = lambda rows: None,
+    *,
+    fresh: bool = False,
+    one_step_at_a_time: bool = False,
+    keep_steps: bool = False,
 ) -> Summary:
     """Anonymizes a source into a folder that `load_dataset` opens; finished shards are kept as they are.
+
+    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`), and the summary
+    counts what is there when this rank ends.
 
     Args:
         source: see `open_source`.
         job: what to do, such as an `Anonymizer`.
-        out: the folder; new, empty, or holding a run with the same settings on the same data.
+        out: the folder or the address in a store; new, empty, or holding a run with the same settings on the
+            same data.
         shard_size: rows of a shard; what an interruption can cost at most.
         batch_size: rows in memory at a time.
-        on_rows: told the number of rows done, for progress.
+        on_rows: told the number of rows done, for progress; of all ranks where this one is the first. One step
+            at a time, a row counts once for each part of the job.
+        fresh: deletes the run that is in the folder first.
+        one_step_at_a_time: runs each part of the job over all rows before the next, so that only its models are
+            in memory. Changes no row.
+        keep_steps: leaves the columns of those parts in OUT/steps.
 
     Raises:
-        UsageError: the folder holds something else or can't be written.
+        UsageError: the folder holds something else, can't be written, or another run is at work there.
         SetupError: a model or library is missing; nothing has been written for the current shard.
     """
-    prepare(source, job, out, shard_size)
-    summary = Summary()
-    for shard in shards_of(source, out, shard_size):
-        summary.shards += 1
-        if shard.is_finished:
-            summary.shards_skipped += 1
-            on_rows(shard.stop - shard.start)
+    out, world = place(out), World.here()
+    take_device(world)
+    with (
+        opened(source, job, out, shard_size, world, fresh) as claim,
+        logged(out, world),
+        ExitStack() as stack,
+    ):
+        shards = shards_of(source, out, shard_size)
+        mine = shards[world.rank :: world.size]
+        if world.size > 1 and world.leads:
+            stack.enter_context(followed(out, world.run, on_rows))
+        log.info("rank %d of %d: %d of %d shards are its own", world.rank, world.size, len(mine), len(shards))
+        rank = _Rank(source, job, out, batch_size, claim, on_rows if world.size == 1 else _nobody)
+        found = tallies(mine, job)
+        log.info("%d of them are finished", len(found))
+        rank.work(mine, found, job.parts if one_step_at_a_time else (job,))
+        claim.say()
+        if world.is_launched:
+            return Summary()
+        return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
+
+
+def _nobody(rows: int) -> None:
+    """Progress that another process shows."""
+
+
+class _Rank:
+    """One rank at work on its shards."""
+
+    def __init__(
+        self,
+        source: Source,
+        job: Job,
+        out: Place,
+        batch_size: int,
+        claim: Claim,
+        on_rows: Callable[[int], None],
+    ):
+        self.source, self.job, self.out, self.batch_size = source, job, out, batch_size
+        self.claim, self.on_rows = claim, on_rows
+
+    def work(self, mine: list[Shard], found: dict[Shard, Tally], parts: tuple[Any, ...]) -> None:
+        """Finishes its shards, with the whole job for one after the other or with each part for all."""
+        todo = [shard for shard in mine if shard not in found]
+        self._advance(sum(shard.rows for shard in found) * len(parts))
+        if len(parts) > 1:
+            self._by_parts(todo, parts)
         else:
-            _write(shard, source, job, batch_size, summary.seconds, on_rows)
-            _record_revisions(out)
-        _count(shard, job, summary)
-    return summary
+            for shard in todo:
+                self._write(shard, self.source, self.job)
+
+    def _by_parts(self, todo: list[Shard], parts: tuple[Any, ...]) -> None:
+        steps = {
+            shard: [step_shard(self.out, index, part.name, shard) for index, part in enumerate(parts[:-1])]
+            for shard in todo
+        }
+        for index, part in enumerate(parts):
+            log.info("step %s", part.name)
+            release(adapters_in(part.steps))
+            for shard in todo:
+                target = shard if part.is_last else steps[shard][index]
+                if not part.is_last and target.is_finished:
+                    self._advance(shard.rows)
+                else:
+                    self._write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
+
+    def _write(self, shard: Shard, source: Source, job: Job) -> None:
+        start = time.monotonic()
+        with explained():
+            if isinstance(shard.path, Path):
+                _remove_leftovers(shard.path)
+            shard.path.parent.mkdir(parents=True, exist_ok=True)
+            _write(shard, source, job, self.batch_size, self.claim.seconds, self._advance)
+            record.record_revisions(self.out)
+        log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
+
+    def _advance(self, rows: int) -> None:
+        self.claim.check()
+        self.claim.rows += rows
+        self.on_rows(rows)
 
 
-def prepare(source: Source, job: Job, out: Path, shard_size: int) -> None:
+def _remove_leftovers(final: Path) -> None:
+    """What a killed process left of this very shard. No living one has it: a run's shards are each of one rank."""
+    for name in final.parent.glob(f".{final.name}.*.tmp") if final.parent.is_dir() else ():
+        name.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(
+    source: Source, job: Job, out: Place, shard_size: int, world: World, fresh: bool = False
+) -> Iterator[Claim]:
+    """Holds the folder of a run, new or continued, with its settings written.
+
+    Raises:
+        UsageError: see `run`.
+    """
+    if fresh and world.size > 1:
+        raise UsageError(
+            "--fresh is for one process, or --num-processes: ranks would delete each other's shards"
+        )
+    settings = settings_of(source, job, shard_size)
+    with ExitStack() as stack:
+        with _writable():
+            if fresh:
+                record.check_is_run(out)
+            else:
+                record.is_new(out, settings)
+            claim = stack.enter_context(claimed(out, world.run, world.name, world.leads))
+            if fresh:
+                record.clear(out, world.run)
+            _begin(out, settings, fresh)
+        yield claim
+
+
+def prepare(source: Source, job: Job, out: Place, shard_size: int) -> None:
     """Writes the settings file of a new run, or checks that of the run which is there.
 
     Raises:
         UsageError: see `run`.
     """
-    settings = {
+    with _writable():
+        _begin(out, settings_of(source, job, shard_size))
+
+
+def _begin(out: Place, settings: dict[str, Any], fresh: bool = False) -> None:
+    if fresh or record.is_new(out, settings):
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_settings(out, settings)
+    (out / record.DATA).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(f"the output folder can't be written ({reason}); choose another --out") from error
+
+
+def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
+    """What a run continues with only if it is the same."""
+    return {
         "data": {
             "fingerprint": source.fingerprint,
             "rows": {split: len(data) for split, data in source.splits.items()},
@@ -172,46 +225,40 @@ def prepare(source: Source, job: Job, out: Path, shard_size: int) -> None:
         "versions": {type(step).__name__: step.version for step in job.steps},
         "settings": job.settings(),
     }
-    file = out / SETTINGS_FILE
-    try:
-        if file.exists():
-            _check_same(file, settings)
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("the output folder holds something else; choose an empty or new one")
-        (out / "data").mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            about = {"u2s_datasets": u2s_datasets.__version__}
-            text = SETTINGS_HEAD + yaml.safe_dump({**about, **settings}, sort_keys=False, allow_unicode=True)
-            with renamed(file) as temporary:
-                temporary.write_text(text, "utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"the output folder can't be written ({error.strerror}); choose another --out"
-        ) from error
 
 
-def _check_same(file: Path, settings: dict[str, Any]) -> None:
-    try:
-        there = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"the {SETTINGS_FILE} in the output folder is damaged; choose another --out"
-        ) from error
-    there = {key: there[key] for key in settings if key in there} if isinstance(there, dict) else {}
-    if changed := config.differences(there, settings):
-        shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
-        raise UsageError(
-            f"the output folder holds another run ({shown}). Give the same settings to continue it, or another --out"
-        )
+def conclude(
+    job: Job, out: Place, shards: list[Shard], skipped: int, seconds: dict[str, float], keep_steps: bool
+) -> Summary:
+    """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
-
-def _record_revisions(out: Path) -> None:
-    """Adds the commits of the chat models that have been loaded to a file beside the settings."""
-    file = out / REVISIONS_FILE
-    there = yaml.safe_load(file.read_text("utf-8")) if file.exists() else {}
-    if now := {name: commit for name, commit in revisions.items() if there.get(name) != commit}:
-        with renamed(file) as temporary:
-            temporary.write_text(yaml.safe_dump({**there, **now}), "utf-8")
+    Whichever process finds all shards finished does so; two at once write the same.
+    """
+    found = tallies(shards, job)
+    summary = summary_of(found, job, len(shards), skipped, seconds)
+    if len(found) == len(shards):
+        total: Counter[str] = Counter()
+        for told in claims_of(out):
+            total.update(told.get("seconds", {}))
+        rows: Counter[str] = Counter()
+        for shard in shards:
+            rows[shard.split] += shard.rows
+        with explained():
+            record.write_manifest(
+                out,
+                {"rows": rows, "statuses": summary.statuses, "reasons": summary.reasons, "seconds": total},
+                [
+                    {
+                        "file": f"{record.DATA}/{shard.path.name}",
+                        "rows": shard.rows,
+                        "bytes": found[shard].size,
+                    }
+                    for shard in shards
+                ],
+            )
+            if not keep_steps:
+                record.clear_steps(out)
+    return summary
 
 
 def output_features(source: Source, job: Job) -> Features:
@@ -290,34 +337,3 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
     paths = pa.nulls(len(values), pa.string())
     return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())
-
-
-def _count(shard: Shard, job: Job, summary: Summary) -> None:
-    told = pq.read_table(shard.path, columns=[job.tells])[job.tells].to_pylist()
-    summary.rows += len(told)
-    statuses, reasons = Counter(summary.statuses), Counter(summary.reasons)
-    for status, reason in map(job.outcome, told):
-        statuses[status] += 1
-        if reason is not None:
-            reasons[reason] += 1
-    summary.statuses = {status: statuses[status] for status in job.statuses}
-    summary.reasons = dict(reasons)
-
-
-class renamed:
-    """A temporary path beside a final one: synced and renamed on success, removed on failure."""
-
-    def __init__(self, final: Path):
-        self.final = final
-        self.temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.temporary, self.final)

@@ -58,11 +58,17 @@ class PairMaker(Transform):
     adds: ClassVar[tuple[str, ...]] = (schema.SOURCE_IMAGE, schema.TARGET_IMAGE, schema.PAIR)
 
     tells: ClassVar[str] = schema.PAIR
+    told: ClassVar[tuple[str, ...]] = ("kept", "reason")
     statuses: ClassVar[tuple[str, ...]] = (KEPT, DROPPED)
 
     @property
     def steps(self) -> tuple[PairMaker]:
         """Itself, as the runner asks for it."""
+        return (self,)
+
+    @property
+    def parts(self) -> tuple[PairMaker]:
+        """Itself: the judge is small beside the editor."""
         return (self,)
 
     @property

@@ -6,7 +6,8 @@ settings here (seed, columns, detectors) so that they can't drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ class Anonymizer(Transform):
 
     adds: ClassVar[tuple[str, ...]] = schema.ADDED_COLUMNS
     tells: ClassVar[str] = schema.AUDIT
+    told: ClassVar[tuple[str, ...]] = ("status", "reason")
     statuses: ClassVar[tuple[str, ...]] = tuple(status.value for status in Status)
 
     @property
@@ -63,17 +65,23 @@ class Anonymizer(Transform):
         verify = replace(self.verify, **shared, detectors=judges, edit=self.verify.edit or edit)
         return inspect, replace(self.caption, **shared), replace(self.instruct, **shared), edit, verify
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The steps as jobs that can run one after the other over all rows, each with its own models alone.
+
+        Edit and Verify are one: Verify needs the editor for further attempts, and no unverified image is ever
+        stored.
+        """
+        inspect, caption, instruct, edit, verify = self.steps
+        return tuple(Part(self, steps) for steps in ((inspect,), (caption,), (instruct,), (edit, verify)))
+
     def run(self, batch: Batch) -> Batch:
         """All added columns. Each step isolates its own bad rows."""
         return self.timed(batch, {})
 
     def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
         """`run`, adding the seconds of each step to `seconds`."""
-        columns: Batch = {**batch, schema.IMAGE: photos_of(batch[schema.IMAGE], self.max_pixels)}
-        for step in self.steps:
-            with clock(seconds, type(step).__name__.lower()):
-                columns |= step.process(columns)
-        return {name: columns[name] for name in self.adds}
+        return _through(self.steps, batch, self.adds, seconds)
 
     def failed(self, row: dict[str, Any], reason: str) -> dict[str, Any]:
         """A row that failed outside every step is withheld."""
@@ -92,6 +100,87 @@ class Anonymizer(Transform):
                 for name in NOT_OF_A_STEP:
                     step.pop(name, None)
         return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Consecutive steps of an Anonymizer as a job of their own.
+
+    Attributes:
+        whole: the Anonymizer.
+        steps: some of its steps.
+    """
+
+    whole: Anonymizer
+    steps: tuple[Transform, ...]
+
+    statuses: ClassVar[tuple[str, ...]] = Anonymizer.statuses
+    told: ClassVar[tuple[str, ...]] = Anonymizer.told
+
+    @property
+    def name(self) -> str:
+        """Of its first step, such as "inspect"."""
+        return type(self.steps[0]).__name__.lower()
+
+    @property
+    def looks(self) -> bool:
+        """Whether every row is decoded: the first part alone looks at all."""
+        return isinstance(self.steps[0], Inspect) and self.whole.looks
+
+    @property
+    def max_pixels(self) -> int:
+        """Those of the whole."""
+        return self.whole.max_pixels
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it settles the rows."""
+        return isinstance(self.steps[-1], Verify)
+
+    @property
+    def tells(self) -> str | None:
+        """The column that says what became of a row: none before the last part."""
+        return schema.AUDIT if self.is_last else None
+
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """The columns it adds; the last part adds all, those of earlier parts as well."""
+        return self.whole.adds if self.is_last else tuple(name for step in self.steps for name in step.adds)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of earlier parts that it needs."""
+        if self.is_last:
+            return tuple(name for part in self.whole.parts[:-1] for name in part.adds)
+        return tuple(name for step in self.steps for name in step.needs if name != schema.IMAGE)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Itself."""
+        return (self,)
+
+    def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
+        """The added columns of a batch, timed as by the whole."""
+        return _through(self.steps, batch, self.adds, seconds)
+
+    def outcome(self, told: dict[str, Any]) -> tuple[str, str | None]:
+        """As the whole says."""
+        return self.whole.outcome(told)
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the whole."""
+        return self.whole.settings()
+
+
+def _through(
+    steps: Sequence[Transform], batch: Batch, adds: tuple[str, ...], seconds: dict[str, float]
+) -> Batch:
+    """The columns `adds`, made by the steps in turn. Each step isolates its own bad rows."""
+    columns: Batch = {**batch, schema.IMAGE: photos_of(batch[schema.IMAGE], steps[0].max_pixels)}
+    for step in steps:
+        with clock(seconds, type(step).__name__.lower()):
+            columns |= step.process(columns)
+    return {name: columns[name] for name in adds}
 
 
 def build(settings: dict[str, Any]) -> Anonymizer:
