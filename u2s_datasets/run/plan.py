@@ -27,7 +27,7 @@ from u2s_datasets.evaluation.statistics import Estimate, estimate, ratio, wilson
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import load_seconds
 from u2s_datasets.run import runner
-from u2s_datasets.run.runner import Job
+from u2s_datasets.run.shards import Job
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.anonymize import Anonymizer
 from u2s_datasets.transforms.base import Batch
@@ -111,11 +111,11 @@ def measure(
         summary = runner.run(chosen, cast(Job, meter), Path(folder) / "run", rows, batch_size, on_rows)
         wall = time.perf_counter() - start - meter.again
         shards = runner.shards_of(chosen, Path(folder) / "run", rows)
-        table = pq.read_table([shard.path for shard in shards], columns=[schema.RISK, schema.EDITED_IMAGE])
-        written = sum(shard.path.stat().st_size for shard in shards)
         start = time.perf_counter()
-        checked = sum(shard.is_finished for shard in shards)
-        checking = (time.perf_counter() - start) / checked
+        written = runner.tallies(shards, job)
+        checking = (time.perf_counter() - start) / len(written)
+        columns = [schema.RISK, schema.EDITED_IMAGE]
+        table = pq.read_table([str(shard.path) for shard in shards], columns=columns)
     images = [len(image["bytes"]) if image else 0 for image in table[schema.EDITED_IMAGE].to_pylist()]
     return Sample(
         rows=summary.rows,
@@ -129,7 +129,7 @@ def measure(
         unsafe=sum(risk["unsafe"] for risk in table[schema.RISK].to_pylist()),
         bytes_in=meter.bytes_in,
         bytes_out=images,
-        overhead_out=(written - sum(images)) / summary.rows,
+        overhead_out=(sum(file.size for file in written.values()) - sum(images)) / summary.rows,
         checking=checking,
         gpu=gpu_memory_used() > gpu_before,
     )

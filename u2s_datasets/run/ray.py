@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,8 +25,10 @@ from u2s_datasets import schema
 from u2s_datasets.errors import MissingExtra, SetupError, U2SError, UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.run import runner
-from u2s_datasets.run.runner import Job, Shard, Summary
+from u2s_datasets.run.shards import Job, Summary, shards_of, tallies
 from u2s_datasets.run.source import Source
+from u2s_datasets.run.storage import Place, place
+from u2s_datasets.run.world import World
 from u2s_datasets.transforms.base import Transform, class_names
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,15 @@ class Pool:
     """The actors of a run.
 
     Attributes:
+        address: of a running cluster, or "auto" for the one of this machine. "local" uses the connection that
+            is open, or else starts Ray here and stops it afterwards.
         least, most: how many; Ray starts with `least` and adds more while shards wait and the cluster has room.
         cpus, gpus: of each actor. 0.5 GPUs put two actors on one GPU; both must fit its memory.
         deaths: how many deaths of its actor a shard survives. Ray's own default, without end, would let one
             image that kills its process keep a cluster busy for ever.
     """
 
+    address: str = "local"
     least: int = 1
     most: int = 1
     cpus: float = 1.0
@@ -53,64 +57,61 @@ class Pool:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise UsageError(
-                f"a pool has at least 1 and at most `most` actors; got {self.least} to {self.most}"
+                f"a pool has at least one actor and at most as many as `most`; got {self.least} to {self.most}"
             )
 
 
 def run_on_ray(
     source: Source,
     job: Job,
-    out: Path,
+    out: str | Place,
     shard_size: int = 256,
     batch_size: int = 32,
     on_rows: Callable[[int], None] = lambda rows: None,
     *,
     pool: Pool | None = None,
-    address: str | None = None,
+    fresh: bool = False,
 ) -> Summary:
     """What `runner.run` does, by the actors of a Ray cluster; the folder is the same to the byte.
 
     Args:
         source: its files must have the same paths or URLs on every node.
         job: what to do, such as an `Anonymizer`.
-        out: a folder that every node shares; see `runner.run`.
+        out: a folder that every node shares, or the address in a store; see `runner.run`.
         shard_size: rows of a shard; what the death of an actor can cost at most.
         batch_size: rows in an actor's memory at a time.
         on_rows: told the number of rows done, for progress.
-        pool: how many actors and what each takes; one on one CPU by default.
-        address: of a running cluster, "auto" for the one of this machine. None uses the connection that is
-            open, or else starts Ray here and stops it afterwards.
+        pool: how many actors, where, and what each takes; one on one CPU of this machine by default.
+        fresh: deletes the run that is in the folder first.
 
     Raises:
         UsageError: see `runner.run`; or the shards of a worker failed, while the finished ones are kept.
         SetupError: Ray is missing here, or a model or library on a worker.
     """
-    ray = _import_ray()
-    runner.prepare(source, job, out, shard_size)
-    shards = runner.shards_of(source, out, shard_size)
-    waiting = [index for index, shard in enumerate(shards) if not shard.is_finished]
-    summary = Summary(shards=len(shards), shards_skipped=len(shards) - len(waiting))
-    on_rows(_rows(shards) - _rows([shards[index] for index in waiting]))
-    work = _Work(source, job, out, shard_size, batch_size)
-    if waiting:
-        with _connected(ray, address):
+    ray, out, world = _import_ray(), place(out), World.here()
+    if world.size > 1:
+        raise UsageError("Ray starts its actors itself: leave out accelerate launch or torchrun")
+    with runner.opened(source, job, out, shard_size, world, fresh) as claim:
+        shards = shards_of(source, out, shard_size)
+        found = tallies(shards, job)
+        waiting = [index for index, shard in enumerate(shards) if shard not in found]
+        on_rows(sum(shard.rows for shard in found))
+        if waiting:
+            work = _Work(source, job, out, shard_size, batch_size)
             for done in _done(ray, waiting, work, pool or Pool()):
+                claim.check()
+                claim.rows += done["rows"]
                 on_rows(done["rows"])
                 for step, value in json.loads(done["seconds"]).items():
-                    summary.seconds[step] = summary.seconds.get(step, 0.0) + value
-    for shard in shards:
-        runner._count(shard, job, summary)
-    return summary
-
-
-def _rows(shards: list[Shard]) -> int:
-    return sum(shard.stop - shard.start for shard in shards)
+                    claim.seconds[step] = claim.seconds.get(step, 0.0) + value
+        claim.say()
+        return runner.conclude(job, out, shards, len(found), claim.seconds, keep_steps=False)
 
 
 class _Work:
     """What an actor needs. Not a dataclass: Ray writes the fields of those that it is given into its logs."""
 
-    def __init__(self, source: Source, job: Job, out: Path, shard_size: int, batch_size: int):
+    def __init__(self, source: Source, job: Job, out: Place, shard_size: int, batch_size: int):
         self.source, self.job, self.out = source, job, out
         self.shard_size, self.batch_size = shard_size, batch_size
 
@@ -120,7 +121,7 @@ class _ShardActor:
 
     def __init__(self, work: _Work):
         self.work = work
-        self.shards = runner.shards_of(work.source, work.out, work.shard_size)
+        self.shards = shards_of(work.source, work.out, work.shard_size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Writes the one shard of a batch.
@@ -135,11 +136,12 @@ class _ShardActor:
         seconds: dict[str, float] = {}
         try:
             if not shard.is_finished:  # a retry may come after the rename
-                runner._write(shard, work.source, work.job, work.batch_size, seconds, lambda rows: None)
-                runner._record_revisions(work.out)
+                runner.write_shard(
+                    shard, work.source, work.job, work.out, work.batch_size, seconds, lambda rows: None
+                )
         except U2SError as error:  # as a value, since Ray would print a traceback around it
             return {"rows": [0], "seconds": ["{}"], "error": [str(error)]}
-        return {"rows": [shard.stop - shard.start], "seconds": [json.dumps(seconds)], "error": [""]}
+        return {"rows": [shard.rows], "seconds": [json.dumps(seconds)], "error": [""]}
 
 
 def _done(ray: Any, waiting: list[int], work: _Work, pool: Pool) -> Iterator[dict[str, Any]]:
@@ -152,7 +154,7 @@ def _done(ray: Any, waiting: list[int], work: _Work, pool: Pool) -> Iterator[dic
     compute = ray.data.ActorPoolStrategy(
         min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=1
     )
-    with ray.data.DataContext.current(context):
+    with _connected(ray, pool.address), ray.data.DataContext.current(context):
         items = [{"shard": index} for index in waiting]
         data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _ShardActor,
@@ -186,14 +188,21 @@ def _kind(ray: Any, error: BaseException) -> str:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def _connected(ray: Any, address: str) -> Iterator[None]:
     """A connection to a cluster; one that was open before stays open."""
     if ray.is_initialized():
         yield
         return
     # The workers' output is not sent here: a library's print could hold what a log must not.
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    ray.init(address, **quiet) if address else ray.init("local", include_dashboard=False, **quiet)
+    if address == "local":
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError as error:
+        raise UsageError(
+            "there is no Ray cluster at that address; start one with `ray start --head`"
+        ) from error
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield

@@ -29,9 +29,9 @@ from u2s_datasets.run import record
 from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
 from u2s_datasets.run.overlap import ahead, behind, portions
 from u2s_datasets.run.parts import source_for, step_shard
-from u2s_datasets.run.shards import Job, Shard, Summary, Tally, shards_of, summary_of, tallies
+from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, shards_of, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, explained, place, renamed
+from u2s_datasets.run.storage import Place, explained, names, place, renamed
 from u2s_datasets.run.world import World, log, logged, take_device
 from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
 
@@ -50,8 +50,8 @@ def run(
 ) -> Summary:
     """Anonymizes a source into a folder that `load_dataset` opens; finished shards are kept as they are.
 
-    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`), and the summary
-    counts what is there when this rank ends.
+    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`). The summary of the
+    rank that ends last counts the whole folder, that of the others their own shards.
 
     Args:
         source: see `open_source`.
@@ -90,6 +90,9 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
+        if world.size > 1 and not {shard.path.name for shard in shards} <= names(out / record.DATA):
+            # Others are at work. A thousand ranks that each opened every shard would make hours of requests.
+            return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
         return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
 
 
@@ -138,19 +141,36 @@ class _Rank:
                     self._write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
 
     def _write(self, shard: Shard, source: Source, job: Job) -> None:
-        start = time.monotonic()
-        with explained():
-            if isinstance(shard.path, Path):
-                _remove_leftovers(shard.path)
-            shard.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(shard, source, job, self.batch_size, self.claim.seconds, self._advance)
-            record.record_revisions(self.out)
-        log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
+        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self._advance)
 
     def _advance(self, rows: int) -> None:
         self.claim.check()
         self.claim.rows += rows
         self.on_rows(rows)
+
+
+def write_shard(
+    shard: Shard,
+    source: Source,
+    job: Job,
+    out: Place,
+    batch_size: int,
+    seconds: dict[str, float],
+    on_rows: Callable[[int], None],
+) -> None:
+    """Computes a shard and puts it in its place, with the models that it took into the record of `out`.
+
+    Raises:
+        UsageError: it can't be written there.
+    """
+    start = time.monotonic()
+    with explained():
+        if isinstance(shard.path, Path):
+            _remove_leftovers(shard.path)
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        _write(shard, source, job, batch_size, seconds, on_rows)
+        record.record_revisions(out)
+    log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
 
 
 def _remove_leftovers(final: Path) -> None:
@@ -210,21 +230,6 @@ def _writable() -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"the output folder can't be written ({reason}); choose another --out") from error
-
-
-def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
-    """What a run continues with only if it is the same."""
-    return {
-        "data": {
-            "fingerprint": source.fingerprint,
-            "rows": {split: len(data) for split, data in source.splits.items()},
-            "image_column": source.image_column,
-            "label_column": source.label_column,
-        },
-        "shard_size": shard_size,
-        "versions": {type(step).__name__: step.version for step in job.steps},
-        "settings": job.settings(),
-    }
 
 
 def conclude(

@@ -100,6 +100,21 @@ def shards_of(source: Source, out: Place, shard_size: int) -> list[Shard]:
     return shards
 
 
+def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
+    """What a run continues with only if it is the same."""
+    return {
+        "data": {
+            "fingerprint": source.fingerprint,
+            "rows": {split: len(data) for split, data in source.splits.items()},
+            "image_column": source.image_column,
+            "label_column": source.label_column,
+        },
+        "shard_size": shard_size,
+        "versions": {type(step).__name__: step.version for step in job.steps},
+        "settings": job.settings(),
+    }
+
+
 @dataclass
 class Tally:
     """A finished shard: its size in bytes, and how many rows ended with each status and reason."""
