@@ -1,6 +1,7 @@
 """The runner's work on a real Ray of this machine: two CPUs, a small object store."""
 
 import io
+import json
 import os
 import signal
 import time
@@ -14,8 +15,10 @@ from datasets import ClassLabel, Dataset, Features, Image
 from fakes import Painter, RedFinder
 from PIL import Image as PillowImage
 from pydantic.dataclasses import dataclass
+from typer.testing import CliRunner
 
 from u2s_datasets import Anonymizer, Edit, Inspect, Verify
+from u2s_datasets.cli import app
 from u2s_datasets.errors import SetupError, UsageError
 from u2s_datasets.models.base import SETTINGS, Adapter
 from u2s_datasets.run.ray import Pool, RayTransform, run_on_ray
@@ -119,6 +122,7 @@ def test_the_bytes_of_the_runner_though_an_actor_is_killed(ray, source, plain, t
     summary = run_on_ray(opened, job(killer=killer), out, SHARD, BATCH, told.append, pool=pool)
     assert (tmp_path / "died").exists()
     assert shards(out) == shards(plain[0])
+    assert list((out / "data").glob(".*")) == []  # what the dead one had begun is gone
     assert (summary.rows, summary.statuses) == (ROWS, plain[1].statuses)
     assert summary.reasons == plain[1].reasons
     assert summary.shards == 5
@@ -189,6 +193,20 @@ def test_steps_can_be_composed_one_by_one(source, plain):
 def test_the_pool_must_make_sense():
     with pytest.raises(UsageError, match="got 3 to 2"):
         Pool(least=3, most=2)
+
+
+def test_the_command(ray, source, tmp_path):
+    off = [f"inspect.detectors.{name}=null" for name in ("faces", "text", "codes")]
+    sets = [word for setting in [*off, "verify.face_embedder=null"] for word in ("--set", setting)]
+    command = ["anonymize", str(source), "--out", str(tmp_path / "safe"), *sets]
+    result = CliRunner().invoke(app, [*command, "--ray", "local", "--ray-actors", "1:2", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["rows"], told["shards"], told["statuses"]["withheld"]) == (ROWS, 1, 1)
+    for wrong in (["--ray-actors", "two"], ["--num-processes", "2"], ["--one-step-at-a-time"]):
+        result = CliRunner().invoke(app, [*command, "--ray", "local", *wrong])
+        assert result.exit_code == 2
+        assert "--ray" in result.output
 
 
 def test_no_private_word_is_in_the_logs(ray):
