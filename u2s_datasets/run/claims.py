@@ -100,7 +100,7 @@ def claimed(out: Place, run: str, name: str, leads: bool) -> Iterator[Claim]:
     folder = out / RANKS
     dead = _dead(folder, run)
     folder.mkdir(parents=True, exist_ok=True)
-    claim = Claim(folder / f"{run}-{name}.json", run)
+    claim = Claim(folder / f"{run}-{name}.claim", run)
     if leads:
         for left in dead:
             claim.before.update(read(left).get("seconds", {}))
@@ -189,7 +189,7 @@ def claims_of(out: Place, run: str | None = None) -> list[dict[str, Any]]:
 
 
 def _is_claim(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(".")
+    return name.endswith(".claim") and not name.startswith(".")
 
 
 def _foreign(folder: Place, run: str) -> set[str]:

@@ -7,7 +7,6 @@ their shards.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import pickle
@@ -17,7 +16,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from u2s_datasets.errors import RanksDied, U2SError, UsageError
 from u2s_datasets.models.base import cores
@@ -150,8 +148,8 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _end_with_launcher(pipe: io.BufferedIOBase) -> None:
-    pipe.read()
+def _end_with_launcher() -> None:
+    os.read(0, 1)  # unbuffered: no lock that the end of the interpreter would trip over
     os._exit(1)
 
 
@@ -161,9 +159,8 @@ def main() -> None:
     # The pipe is for the last words alone: whatever a library prints would fill it up.
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    pipe: Any = sys.stdin.buffer
-    work, how = pickle.load(pipe)
-    threading.Thread(target=_end_with_launcher, args=(pipe,), daemon=True).start()
+    work, how = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         run(*work, **how)
     except U2SError as error:

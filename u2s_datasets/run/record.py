@@ -35,7 +35,7 @@ OWN = re.compile(
     rf"({SETTINGS_FILE}|{REVISIONS_FILE}|{MANIFEST_FILE}"
     rf"|{DATA}/.+-(\d{{5,}}-of-\d{{5,}}|p\d{{5,}}-\w+)\.\w+"
     rf"|{STEPS}/[\w-]+/.+-\d{{5,}}-of-\d{{5,}}\.\w+"
-    rf"|{RANKS}/[\w.-]+\.json|{LOGS}/rank-\d{{5,}}\.log)"
+    rf"|{RANKS}/[\w.-]+\.claim|{LOGS}/rank-\d{{5,}}\.log)"
 )
 TEMPORARY = re.compile(r"\.(.+?)(\.\d+)?\.tmp")
 

@@ -87,6 +87,7 @@ def run(
         found = tallies(mine, job)
         log.info("%d of them are finished", len(found))
         rank.work(mine, found, job.parts if one_step_at_a_time else (job,))
+        log.info("done")
         claim.say()
         if world.is_launched:
             return Summary()
