@@ -55,7 +55,7 @@ def bench(folder: Path) -> list[Result]:
 
 def measured(folder: Path) -> tuple[float, float]:
     """The share of unsafe rows, and the cost of one over that of a safe row, in a sample of the local preset."""
-    from u2s_datasets.run.plan import measure
+    from u2s_datasets.run.sample import measure
     from u2s_datasets.run.source import open_source
     from u2s_datasets.transforms.anonymize import load_preset
 

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as settings_class
 
 from u2s_datasets import Anonymizer, Edit, Inspect, Score, Verify, schema
 from u2s_datasets.models.base import SETTINGS, Adapter
+from u2s_datasets.run.rows import DatasetRows
 from u2s_datasets.run.runner import run as run_source
 from u2s_datasets.run.source import Source
 from u2s_datasets.schema import Region
@@ -255,7 +256,7 @@ def make_world(folder: Path) -> World:
             }
         ),
     )  # fmt: skip
-    source = Source({"train": data}, "image", "label", "f" * 32)
+    source = Source({"train": DatasetRows(data)}, "image", "label", "f" * 32)
     run_source(source, anonymizer(), folder, shard_size=16)
     shards = sorted((folder / "data").glob("*.parquet"))
     rewrite(shards[0], _add_captions)

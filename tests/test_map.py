@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from fakes import dataset_of
 from PIL import Image as PillowImage
 
 from u2s_datasets import anonymize, load_preset
@@ -23,7 +24,7 @@ def quick():
 
 @pytest.fixture
 def dataset(photographs) -> Dataset:
-    return open_source(str(photographs)).splits["train"].cast_column("image", Image())
+    return dataset_of(open_source(str(photographs)).splits["train"]).cast_column("image", Image())
 
 
 def stored(data: Dataset) -> list[bytes | None]:
@@ -47,7 +48,9 @@ def test_one_row_batches_and_two_processes_give_the_same_bytes(dataset, quick):
 
 def test_the_second_time_comes_from_the_cache(tmp_path, photographs, quick, monkeypatch):
     saved = tmp_path / "saved"
-    open_source(str(photographs)).splits["train"].cast_column("image", Image()).save_to_disk(str(saved))
+    dataset_of(open_source(str(photographs)).splits["train"]).cast_column("image", Image()).save_to_disk(
+        str(saved)
+    )
     dataset = datasets.load_from_disk(str(saved))
     first = dataset.map(quick)
     again = load_preset("local", ["inspect.detectors.text=null"])

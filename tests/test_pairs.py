@@ -102,7 +102,7 @@ def test_pairs_are_made_judged_resumed_and_opened_for_training(tmp_path, drawn, 
     assert json.loads(again.stdout)["shards_skipped"] == 1
     assert files[0].stat().st_mtime_ns == first
     assert pq.read_table(files[1]).to_pylist() == rows[4:]
-    train, validation, _ = open_pairs(str(out), 64, 42, 0.25)
+    train, validation, _ = open_pairs(str(out), 64, 42, 0.25, tmp_path)
     assert (len(train), len(validation)) == (3, 1)
     assert load_dataset(str(out), split="train").features["target_image"] == Image()
     changed = u2s("pairs", source, "--out", out, "--shard-size", 4, *sets, "--set", "editor.steps=4")

@@ -28,6 +28,7 @@ from u2s_datasets.run.plan import (
     plan,
     sampled,
 )
+from u2s_datasets.run.rows import values_of
 from u2s_datasets.run.source import open_source
 
 LOAD, EACH = 0.4, 0.01
@@ -80,7 +81,7 @@ def job(**detectors):
 
 
 def numbers(source):
-    return {split: data[:]["number"] for split, data in source.splits.items()}
+    return {split: values_of(data, "number") for split, data in source.splits.items()}
 
 
 def test_the_sample_is_spread_and_seeded(folder):

@@ -40,6 +40,7 @@ from u2s_datasets.release.scan import scan
 from u2s_datasets.release.view import mask, view_of
 from u2s_datasets.report.decisions import Decision, decide
 from u2s_datasets.report.folder import RunFolder
+from u2s_datasets.run.rows import DatasetRows
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def readable(path):
 def test_there_are_fifty_canaries_and_all_are_in_the_source(world):
     assert len(world.canaries) >= 50
     assert len({canary.secret for canary in world.canaries}) == len(world.canaries)
-    images = b"".join(row["bytes"] for row in world.source.splits["train"]["image"])
+    images = b"".join(row["bytes"] for row in world.source.splits["train"].data["image"])
     for canary in world.canaries:
         if canary.where == "image" and canary.name not in ("png compressed text",):
             assert canary.secret in images, canary.name
@@ -231,14 +232,14 @@ def test_a_folder_that_is_no_run_is_refused(world, tmp_path):
 
 @pytest.mark.parametrize("originals", [True, False])
 def test_an_edit_swapped_for_its_original_is_refused(world, copy, originals):
-    original = world.source.splits["train"][3]["image"]["bytes"]
+    original = world.source.splits["train"].data[3]["image"]["bytes"]
     rewrite(shards(copy)[0], lambda table: spoil_image(table, 3, original))
     changes = {} if originals else {"originals": None}
     assert "not the one that was verified: row train 3" in refusal(copy, world, **changes)
 
 
 def test_a_swap_with_a_forged_digest_is_refused_by_the_scores_and_by_the_scan(world, copy, tmp_path):
-    original = Photo(world.source.splits["train"][3]["image"]["bytes"])
+    original = Photo(world.source.splits["train"].data[3]["image"]["bytes"])
     rewrite(shards(copy)[0], lambda table: spoil_image(table, 3, original.data))
     rewrite(shards(copy)[0], lambda table: spoil_audit(table, 3, digest=original.digest))
     message = refusal(copy, world)
@@ -294,7 +295,7 @@ def test_the_decisions_of_a_review_are_honoured(world, copy, tmp_path):
 
 
 def test_other_originals_are_refused(world):
-    other = world.source.splits["train"].select(range(5))
+    other = world.source.splits["train"].data.select(range(5))
     with (
         pytest.raises(UsageError, match="no pairs"),
         built(request_of(world, originals=datasets_source(world, other))),
@@ -306,7 +307,7 @@ def test_other_originals_are_refused(world):
 def test_originals_in_another_order_are_refused(world, rows, first):
     order = list(range(len(world.source.splits["train"])))
     order[rows[0]], order[rows[1]] = rows[1], rows[0]
-    data = world.source.splits["train"].select(order)
+    data = world.source.splits["train"].data.select(order)
     message = refusal(world.path, world, originals=datasets_source(world, data))
     assert f"row {first} of 'train': this is not the original of this row" in message
 
@@ -314,7 +315,7 @@ def test_originals_in_another_order_are_refused(world, rows, first):
 def datasets_source(world, data):
     from dataclasses import replace
 
-    return replace(world.source, splits={"train": data}, fingerprint="x")
+    return replace(world.source, splits={"train": DatasetRows(data)}, fingerprint="x")
 
 
 def test_limits_can_be_set_and_nothing_else():
@@ -463,7 +464,7 @@ def variants(original):
 def test_the_scan_catches_originals_however_encoded(world, learnt, tmp_path):
     _, originals = learnt
     for row in range(8):
-        original = Photo(world.source.splits["train"][row]["image"]["bytes"])
+        original = Photo(world.source.splits["train"].data[row]["image"]["bytes"])
         for name, data in variants(original.image.convert("RGB")):
             assert list(originals.shown_by(Photo(data))) == [("train", row)], (row, name)
     for row in pq.read_table(world.path / "data")[schema.EDITED_IMAGE].to_pylist():

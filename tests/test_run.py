@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image, load_dataset
+from fakes import dataset_of
 from typer.testing import CliRunner
 
 from u2s_datasets import load_preset, schema
@@ -252,7 +253,7 @@ def test_another_run_in_the_output_is_left_alone(finished, photographs, tmp_path
 
 
 def test_every_kind_of_source(photographs, tmp_path, finished):
-    folder = open_source(str(photographs)).splits["train"]
+    folder = dataset_of(open_source(str(photographs)).splits["train"])
     with_bytes = folder.select([5, 9]).map(
         lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": None}}
     )

@@ -129,7 +129,10 @@ def study(data, model, name, originals, tmp_path, baselines=("originals",), **op
     before = open_source(str(data[originals])) if originals else None
     rows = open_training(data[name], before, None, None, tmp_path / "cache")
     return Study(
-        rows, open_test(open_source(str(data["test"])), None, rows), classifier(model, **options), baselines
+        rows,
+        open_test(open_source(str(data["test"])), None, rows, tmp_path),
+        classifier(model, **options),
+        baselines,
     )
 
 
@@ -348,7 +351,7 @@ def test_names_are_compared_not_numbers(data, model, tmp_path):
         data["test"], tmp_path / "t.parquet", [name if i else None for i, name in enumerate(names)][::-1]
     )
     rows = open_training(data["safe"], None, None, None, tmp_path / "cache")
-    found = open_test(open_source(str(test), None, None, "label"), None, rows)
+    found = open_test(open_source(str(test), None, None, "label"), None, rows, tmp_path)
     assert found.without_label == 1
     assert [rows.classes[label] for label in found.labels] == names[::-1][:-1]
 

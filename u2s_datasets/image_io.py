@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import struct
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,11 +21,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from u2s_datasets import image_metadata as metadata
 from u2s_datasets.embedded import EXIF_ERRORS
 from u2s_datasets.errors import UnreadableImage
+from u2s_datasets.image_limits import FORMATS, MAX_BYTES, MAX_PIXELS, check_file, check_opened
 from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
 from u2s_datasets.jpeg_splice import bounds, frame_of, splice, touched_blocks
 from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
-MAX_PIXELS = 100_000_000
+TOO_LONG = f"the file has more than {MAX_BYTES} bytes"
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
 DECODE_ERRORS = (*EXIF_ERRORS, MemoryError, EOFError, AssertionError, NotImplementedError)
 
@@ -48,8 +49,12 @@ class Photo:
         """
         if not data:
             raise UnreadableImage("the image is empty")
+        if len(data) > MAX_BYTES:
+            raise UnreadableImage(TOO_LONG)
         self.data = data
         self._jpeg = _jpeg(data)
+        if self._jpeg is None or len(self._jpeg.exif_blocks) > 1:
+            check_file(data)
         with quiet():
             if self._jpeg and self._jpeg.size and self._jpeg.orientation:
                 # Pillow would say the same, and take most of the time of a row that is only carried.
@@ -117,7 +122,9 @@ class Photo:
     def _open(self) -> Image.Image:
         try:
             with quiet():
-                return Image.open(io.BytesIO(self.data))
+                image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+            check_opened(image)
+            return image
         except UnidentifiedImageError as error:
             raise UnreadableImage("the file is not an image of a known format") from error
         except Image.DecompressionBombError as error:
@@ -322,11 +329,18 @@ def _read(path: str) -> bytes:
             import fsspec
 
             with fsspec.open(path, "rb") as file:
-                return file.read()
+                return _up_to_the_limit(file)
         # A pipe or a device would block or never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImage("the path is not a regular file")
         with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
+            return _up_to_the_limit(file)
+    except (OSError, ValueError, ImportError) as error:
         raise UnreadableImage("the file can't be opened") from error
+
+
+def _up_to_the_limit(file: IO[bytes]) -> bytes:
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(TOO_LONG)
+    return data

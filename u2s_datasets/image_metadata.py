@@ -121,7 +121,7 @@ def strip_webp(data: bytes) -> bytes:
     Raises:
         ValueError: the bytes are not well formed, or the file is animated.
     """
-    out = b""
+    out = []
     chunks = dict(webp_chunks(data))
     if b"ANIM" in chunks or b"ANMF" in chunks:
         raise ValueError("an animated WebP can't be stripped to its first frame without decoding")
@@ -133,8 +133,9 @@ def strip_webp(data: bytes) -> bytes:
         elif name == b"ICCP":
             payload = icc
         if name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH") or (name == b"ICCP" and icc):
-            out += name + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2)
-    return b"RIFF" + struct.pack("<I", len(out) + 4) + b"WEBP" + out
+            out.append(name + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2))
+    body = b"".join(out)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
 def _webp_findings(data: bytes) -> list[str]:

@@ -18,9 +18,11 @@ from u2s_datasets.embedded import (
     findings_of,
     icc_is_clean,
 )
+from u2s_datasets.image_limits import MAX_FILL, MAX_PARTS, MAX_SCANS
 
 JPEG = b"\xff\xd8"  # how the file begins
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FILL = re.compile(rb"\xff+")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
@@ -30,15 +32,17 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     The entropy-coded data that follows a start of scan belongs to that segment.
 
     Raises:
-        ValueError: the bytes are not a well-formed JPEG.
+        ValueError: the bytes are not a well-formed JPEG, or have an odd number of segments or fill bytes.
     """
     yield 0xD8, data[:2]
-    at = 2
-    while at < len(data):
+    at, scans = 2, 0
+    for _ in range(MAX_PARTS):
+        if at >= len(data):
+            break
         if data[at] != 0xFF:
             raise ValueError("no marker where a JPEG segment starts")
-        while at + 1 < len(data) and data[at + 1] == 0xFF:
-            at += 1
+        if data[at + 1] == 0xFF:
+            at = _after_fill(data, at)
         marker = data[at + 1]
         if marker == 0xD9:
             yield marker, data[at : at + 2]
@@ -48,10 +52,20 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise ValueError("a JPEG segment is longer than the file")
         end = at + 2 + length
         if marker == 0xDA:
-            end = _scan_end(data, end)
+            end, scans = _scan_end(data, end), scans + 1
+            if scans > MAX_SCANS:
+                raise ValueError("a JPEG with too many scans")
         yield marker, data[at:end]
         at = end
     raise ValueError("the JPEG has no end marker")
+
+
+def _after_fill(data: bytes, at: int) -> int:
+    """The place of the last of several 0xFF."""
+    last = _FILL.match(data, at).end() - 1  # type: ignore[union-attr]
+    if last - at > MAX_FILL or last + 1 == len(data):
+        raise ValueError("a JPEG with too many fill bytes")
+    return last
 
 
 def _scan_end(data: bytes, at: int) -> int:

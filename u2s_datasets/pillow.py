@@ -62,13 +62,13 @@ def eight_bit(image: Image.Image, stretch: bool = False) -> Image.Image:
     """Integer and float modes as L: 16 bits lose their low byte, or the full range is stretched."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image).astype(np.float64)
-    if stretch or image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        values = np.nan_to_num((values - low) / ((high - low) or 1.0) * 255)
-    else:
-        values = values // 256
-    return Image.fromarray(values.astype(np.uint8))
+    values = np.asarray(image)
+    if not (stretch or image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0):
+        return Image.fromarray((values // 256).astype(np.uint8))
+    finite = values[np.isfinite(values)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    stretched = (values.astype(np.float64).clip(low, high) - low) / ((high - low) or 1.0) * 255
+    return Image.fromarray(np.nan_to_num(stretched).astype(np.uint8))
 
 
 def lossless(image: Image.Image, webp: bool = False) -> bytes:

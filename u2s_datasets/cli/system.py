@@ -83,13 +83,12 @@ def plan(
     """Runs a sample and says what all rows would take: time, disk, cost."""
     with errors():
         from u2s_datasets.run import plan as plan_
+        from u2s_datasets.run.sample import measure
         from u2s_datasets.run.source import open_source
         from u2s_datasets.transforms.anonymize import load_preset
 
         opened = open_source(source, split, image_column)
         with progress(sample) as advance:
-            measured = plan_.measure(
-                opened, load_preset(preset, set_ or []), sample, batch_size, on_rows=advance
-            )
+            measured = measure(opened, load_preset(preset, set_ or []), sample, batch_size, on_rows=advance)
         found = plan_.plan(measured, rows, workers, shard_size, price_per_hour)
         print(json.dumps(found) if as_json else "\n".join(plan_.lines(found)))

@@ -78,7 +78,11 @@ def classify(
         with progress(sum(len(data) for data in held_out.splits.values())) as advance:
             rows = open_training(train, before, split, label_column, Path(cache), advance)
             study = study_.Study(
-                rows, open_test(held_out, test_split, rows, advance), classifier, beside, confidence
+                rows,
+                open_test(held_out, test_split, rows, Path(cache), advance),
+                classifier,
+                beside,
+                confidence,
             )
         for note in study.notes:
             print(f"note: {note}", file=sys.stderr)

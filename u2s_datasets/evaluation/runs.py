@@ -23,6 +23,7 @@ from u2s_datasets.evaluation.statistics import check_confidence
 from u2s_datasets.evaluation.utility import utility
 from u2s_datasets.image_io import Photo
 from u2s_datasets.run.record import SETTINGS_FILE
+from u2s_datasets.run.rows import first
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.score import COLUMNS, DIMENSION_OF, Score
 
@@ -70,7 +71,7 @@ def open_run(run: Path, originals: Source) -> Source:
         if data is None or (len(data) != count and not is_enough):
             found = "no such split" if data is None else f"{len(data)} rows"
             raise UsageError(f"the run has {count} rows of {split!r}, the originals have {found}: no pairs")
-        splits[split] = data.select(range(count)) if len(data) > count else data
+        splits[split] = first(data, count)
     notes = list(originals.notes)
     if originals.fingerprint != fingerprint:
         notes.append("these originals are not the very data of the run; pairs are made by their order")
@@ -174,10 +175,11 @@ def _batches(
     run: Path, originals: Source, batch_size: int, left_out: Collection[tuple[str, int]]
 ) -> Iterator[dict[str, list[Any]]]:
     for split, data in originals.splits.items():
-        arrow, start = data.with_format("arrow"), 0
+        start = 0
         for file in shard_files(run, split):
             for part in pq.ParquetFile(file).iter_batches(batch_size, columns=list(HELD)):
-                images = arrow[start : start + part.num_rows][originals.image_column].to_pylist()
+                rows = data.read(start, start + part.num_rows, [originals.image_column])
+                images = rows[originals.image_column].to_pylist()
                 batch = {schema.IMAGE: [readable(value) for value in images]}
                 batch |= {name: part.column(name).to_pylist() for name in HELD}
                 batch[schema.EDITED_IMAGE] = [

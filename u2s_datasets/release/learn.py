@@ -61,11 +61,12 @@ def _rows(
     columns = [schema.RISK, schema.PRIVATE_CAPTION, schema.PUBLIC_CAPTION, schema.AUDIT, *staying]
     columns += [] if source is None else [schema.EDITED_IMAGE]
     for split in run.files:
-        data = source.splits[split].with_format("arrow") if source else None
+        data = source.splits[split] if source else None
         for start, batch in run.batches(split, columns):
             images: list[Any] = [None] * batch.num_rows
             if data is not None and source is not None:
-                images = data[start : start + batch.num_rows][source.image_column].to_pylist()
+                rows = data.read(start, start + batch.num_rows, [source.image_column])
+                images = rows[source.image_column].to_pylist()
             for index, (row, image) in enumerate(zip(batch.to_pylist(), images, strict=True), start):
                 yield (split, index), row, image
 

@@ -33,6 +33,7 @@ from u2s_datasets.release.build import Release, Request, built, record
 from u2s_datasets.release.card import TAG
 from u2s_datasets.release.scan import CARD, DATA
 from u2s_datasets.run.record import SETTINGS_FILE
+from u2s_datasets.run.rows import DatasetRows, chosen
 from u2s_datasets.run.source import Source
 
 if TYPE_CHECKING:
@@ -258,8 +259,6 @@ def _as_run(splits: dict[str, Dataset], folder: Path) -> Source | None:
     (folder / SETTINGS_FILE).write_text(yaml.safe_dump(settings), "utf-8")
     if not images:
         return None
-    opened = {
-        split: data.select_columns([images[0]]).cast_column(images[0], Image(decode=False))
-        for split, data in splits.items()
-    }
-    return Source(opened, images[0], None, "")
+    encoded = {images[0]: Image(decode=False)}
+    opened = {split: chosen(DatasetRows(data), images[:1], encoded) for split, data in splits.items()}
+    return Source(dict(opened), images[0], None, "")

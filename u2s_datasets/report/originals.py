@@ -45,7 +45,7 @@ class Originals:
                 raise UsageError(f"the run has {rows} rows of {split!r}, the originals: {have}; {HINT}")
         self._run = run
         self._column = opened.image_column
-        self._splits = {name: opened.splits[name].with_format("arrow") for name in run.splits}
+        self._splits = opened.splits
         self._max_pixels = run.settings["settings"]["max_pixels"]
 
     def photo(self, number: int, edited: Photo | None) -> Photo | UnreadableImage:
@@ -59,7 +59,7 @@ class Originals:
             UsageError: it is not the picture that the run saw.
         """
         split, row = self._run.place(number)
-        value = self._splits[split][row : row + 1][self._column].to_pylist()[0]
+        value = self._splits[split].read(row, row + 1, [self._column])[self._column].to_pylist()[0]
         audit = self._run.facts[number][schema.AUDIT]
         try:
             photo = Photo.of(value, self._max_pixels)

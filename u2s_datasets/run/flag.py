@@ -14,6 +14,7 @@ from typing import Any
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
+from u2s_datasets.run.rows import tables, values_of
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.base import class_names
 from u2s_datasets.transforms.inspect import Inspect
@@ -29,9 +30,7 @@ def inspect_source(
     """The `risk` of every row of a source, split after split."""
     risks: list[dict[str, Any]] = []
     for data in source.splits.values():
-        arrow = data.with_format("arrow")
-        for start in range(0, len(data), batch_size):
-            rows = arrow[start : start + batch_size]
+        for rows in tables(data, [source.image_column], batch_size):
             batch = {
                 schema.IMAGE: rows[source.image_column].to_pylist(),
                 schema.LABEL: [None] * rows.num_rows,
@@ -58,7 +57,7 @@ def labels_of(source: Source, labels: str) -> list[bool]:
     for data in source.splits.values():
         if labels not in data.features:
             raise UsageError(f"there is no column {labels!r}; there are: {', '.join(data.features)}")
-        values = data.with_format("arrow")[:][labels].to_pylist()
+        values = values_of(data, labels)
         names = class_names(values, data.features[labels])
         found += [
             _is_unsafe(value if name is None else name) for value, name in zip(values, names, strict=True)
@@ -79,18 +78,23 @@ def _vispr(source: Source, folder: Path) -> list[bool]:
         raise UsageError("the VISPR folder holds no JSON annotations")
     found = []
     for data in source.splits.values():
-        for row in data.with_format("arrow")[:][source.image_column].to_pylist():
-            file = files.get(Path(row["path"] or "").stem)
-            if file is None:
-                raise UsageError("a photograph has no VISPR annotation; the file names must match")
-            try:
-                labels = json.loads(file.read_text("utf-8"))["labels"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UsageError("a VISPR annotation has no list of labels") from error
-            if not isinstance(labels, list):
-                raise UsageError("a VISPR annotation has no list of labels")
-            found.append(SAFE_LABEL not in labels)
+        for rows in tables(data, [source.image_column]):
+            for row in rows[source.image_column].to_pylist():
+                file = files.get(Path((row or {}).get("path") or "").stem)
+                if file is None:
+                    raise UsageError("a photograph has no VISPR annotation; the file names must match")
+                found.append(SAFE_LABEL not in _annotated(file))
     return found
+
+
+def _annotated(file: Path) -> list[Any]:
+    try:
+        labels = json.loads(file.read_text("utf-8"))["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError("a VISPR annotation has no list of labels") from error
+    if not isinstance(labels, list):
+        raise UsageError("a VISPR annotation has no list of labels")
+    return labels
 
 
 def scores(predicted: list[bool], labelled: list[bool]) -> dict[str, float | int | None]:

@@ -6,47 +6,44 @@ of the names by which `load_dataset` finds data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features
+from datasets import Features
 
 from u2s_datasets.run.record import STEPS
+from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Shard
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place, RemotePath
 
 
-class Beside:
-    """The rows of a shard with more columns, for `runner._write`.
+class ShardRows:
+    """The rows of a shard with more columns.
 
     Attributes:
         features: of the source's own columns that go into the output.
     """
 
-    def __init__(self, rows: Dataset, features: Features, shard: Shard, more: list[pa.Table]):
+    is_random = False
+
+    def __init__(self, rows: Rows, features: Features, shard: Shard, more: list[pa.Table]):
         self.rows, self.features, self.shard, self.more = rows, features, shard, more
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int) -> pa.Table:
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows `start` to `stop` of the split, which lie in the shard."""
-        table = self.rows.with_format("arrow")[start:stop]
+        table = self.rows.read(start, stop)
         for more in self.more:
             part = more.slice(start - self.shard.start, stop - start)
             for name in part.column_names:
                 table = table.append_column(part.schema.field(name), part[name])
-        return table
-
-    def with_format(self, _: str) -> Beside:
-        """Itself: its rows are Arrow tables."""
-        return self
-
-    def __getitem__(self, rows: slice) -> pa.Table:
-        return self.read(rows.start, rows.stop)
+        return table if columns is None else table.select(list(columns))
 
 
 def step_shard(out: Place, index: int, name: str, shard: Shard) -> Shard:
@@ -67,7 +64,7 @@ def source_for(part: Any, source: Source, shard: Shard, earlier: list[Shard]) ->
         own = Features(
             {name: own[name] for name in own if name in (source.image_column, source.label_column)}
         )
-    return replace(source, splits={shard.split: Beside(data, own, shard, more)})
+    return replace(source, splits={shard.split: ShardRows(data, own, shard, more)})
 
 
 def _read(path: Place) -> pa.Table:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image
+from datasets import Features, Image
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
@@ -29,6 +29,7 @@ from u2s_datasets.run import record
 from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
 from u2s_datasets.run.overlap import ahead, behind, portions
 from u2s_datasets.run.parts import source_for, step_shard
+from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, shards_of, summary_of, tallies
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place, explained, names, place, renamed
@@ -303,10 +304,10 @@ def _batches(
     shard: Shard, source: Source, job: Job, batch_size: int, seconds: dict[str, float]
 ) -> Generator[tuple[pa.Table, Batch], None, None]:
     """The rows of a shard as they are, and opened for the job, decoded where it looks at the pixels."""
-    data = source.splits[shard.split].with_format("arrow")
+    data = source.splits[shard.split]
     for start in range(shard.start, shard.stop, batch_size):
         with clock(seconds, "read"):
-            rows = data[start : min(start + batch_size, shard.stop)]
+            rows = data.read(start, min(start + batch_size, shard.stop))
             batch = _batch(rows, source, data, job.reads)
             photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
         for first, last in portions(photos):
@@ -317,7 +318,7 @@ def _batches(
             yield rows.slice(first, last - first), part
 
 
-def _batch(rows: pa.Table, source: Source, data: Dataset, reads: tuple[str, ...]) -> Batch:
+def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -> Batch:
     labels: list[str | None] = [None] * rows.num_rows
     if source.label_column:
         feature = data.features[source.label_column]

@@ -1,6 +1,6 @@
-"""Opens what people have: a folder of images, Parquet or Arrow files, a saved dataset, a Hub id.
+"""Opens what people have: a folder of images, Parquet or Arrow files, a saved dataset, a URL, a Hub id.
 
-Everything comes out as `datasets.Dataset`s whose image column is encoded bytes or a path, never decoded.
+Everything comes out as `Rows` whose image column is encoded bytes or a path, never decoded, and none of it is copied.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from PIL import Image as PillowImage
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
+from u2s_datasets.run import tables
+from u2s_datasets.run.rows import DatasetRows, Rows, chosen
 
 # Camera formats that Pillow can't open are listed too: such a row is withheld and counted, never overlooked.
 UNOPENED = {".heic", ".heif", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 NOT_PHOTOGRAPHS = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf"}
-TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+TABLES = {tables.PARQUET, tables.ARROW}
 
 
 @dataclass
@@ -30,13 +31,13 @@ class Source:
     """An opened source.
 
     Attributes:
-        splits: by name; the image column has the feature `Image(decode=False)`.
+        splits: rows by name; the image column has the feature `Image(decode=False)`.
         image_column, label_column: their names; no label column is None.
         fingerprint: of the data; a run continues only on the same.
         notes: what a user should know, such as columns left behind.
     """
 
-    splits: dict[str, Dataset]
+    splits: dict[str, Rows]
     image_column: str
     label_column: str | None
     fingerprint: str
@@ -53,7 +54,7 @@ def open_source(
     """Opens a source.
 
     Args:
-        source: a folder, a file, a glob pattern of files, or a Hub id "namespace/name".
+        source: a folder, a file, a glob pattern of files, a URL, or a Hub id "namespace/name".
         split: one split instead of all.
         image_column: its name; found by its feature if there is one.
         label_column: its name; found by its feature if there is one.
@@ -63,6 +64,28 @@ def open_source(
         UsageError: nothing there, or no single image column; the message says what to do.
     """
     splits, fingerprint = open_table(source)
+    return _chosen(splits, fingerprint, split, image_column, label_column, limit)
+
+
+def source_of(
+    data: Dataset | DatasetDict,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    limit: int | None = None,
+) -> Source:
+    """The same for data that Python holds already; see `open_source`."""
+    return _chosen(*tables.by_split(data), split, image_column, label_column, limit)
+
+
+def _chosen(
+    splits: dict[str, Rows],
+    fingerprint: str,
+    split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    limit: int | None,
+) -> Source:
     if split is not None:
         if split not in splits:
             raise UsageError(f"there is no split {split!r}; there are: {', '.join(splits)}")
@@ -74,21 +97,24 @@ def open_source(
         raise UsageError(f"the data already have the columns {sorted(taken)}; rename or remove them first")
     left = [name for name, f in features.items() if name != image_column and _has_media(f)]
     notes = [f"the column {name!r} holds media that nothing inspects; it is left out" for name in left]
-    splits = {
-        name: _limited(data.remove_columns(left).cast_column(image_column, Image(decode=False)), limit)
-        for name, data in splits.items()
-    }
-    if not any(len(data) for data in splits.values()):
+    kept = [name for name in features if name not in left]
+    encoded = {image_column: Image(decode=False)}
+    splits = {name: chosen(rows, kept, encoded, limit) for name, rows in splits.items()}
+    if not any(len(rows) for rows in splits.values()):
         raise UsageError("the source has no rows")
     return Source(splits, image_column, label_column, fingerprint, notes)
 
 
-def open_table(source: str) -> tuple[dict[str, Dataset], str]:
+def open_table(source: str) -> tuple[dict[str, Rows], str]:
     """The splits of a source with all their columns, and a fingerprint of the data.
 
     Raises:
         UsageError: nothing there.
     """
+    if re.fullmatch(r"hf://datasets/[\w.-]+/[\w.-]+", source):
+        return tables.open_hub(source.removeprefix("hf://datasets/"))
+    if "://" in source:
+        return tables.open_url(source)
     path = Path(source)
     if path.is_dir():
         return _folder(path)
@@ -99,31 +125,32 @@ def open_table(source: str) -> tuple[dict[str, Dataset], str]:
         if not matches:
             raise UsageError("no file matches the pattern")
         return _files(matches)
-    if re.fullmatch(r"(hf://datasets/)?[\w.-]+/[\w.-]+", source) and not path.parent.is_dir():
-        return _hub(source.removeprefix("hf://datasets/"))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.parent.is_dir():
+        return tables.open_hub(source)
     raise UsageError(
         "the source does not exist. Give a folder of images, Parquet or Arrow files, a saved dataset, "
-        "or a Hub id such as namespace/name"
+        "a URL of Parquet files, or a Hub id such as namespace/name"
     )
 
 
-def _folder(path: Path) -> tuple[dict[str, Dataset], str]:
+def _folder(path: Path) -> tuple[dict[str, Rows], str]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        loaded = load_from_disk(str(path))
-        return _by_split(loaded), _fingerprint(loaded)
+        return tables.by_split(load_from_disk(str(path)))
     found = sorted(
         (Path(root) / name for root, _, names in os.walk(path) for name in names if not name.startswith(".")),
         key=lambda file: file.relative_to(path).as_posix(),
     )
     kinds = _image_suffixes()
     images = [file for file in found if file.suffix.lower() in kinds]
-    tables = [file for file in found if file.suffix.lower() in TABLES]
-    if images and tables:
+    suffixes = {file.suffix for file in found} & TABLES
+    if images and suffixes:
         raise UsageError(
             "the folder holds images and Parquet or Arrow files; name the files to take, or move one kind"
         )
-    if tables:
-        return _tables(path, tables)
+    if len(suffixes) > 1:
+        raise UsageError("the folder holds Parquet and Arrow files; name those to take")
+    if suffixes:
+        return tables.open_folder(str(path), suffixes.pop())
     if not images:
         raise UsageError("the folder holds no images, Parquet or Arrow files")
     return _images(path, images)
@@ -134,23 +161,36 @@ def _image_suffixes() -> set[str]:
     opened = {
         suffix for suffix, kind in PillowImage.registered_extensions().items() if kind in PillowImage.OPEN
     }
-    return (opened | UNOPENED) - NOT_PHOTOGRAPHS
+    return (opened | UNOPENED | {".mpo"}) - NOT_PHOTOGRAPHS
 
 
-def _images(root: Path, files: list[Path]) -> tuple[dict[str, Dataset], str]:
+def _images(root: Path, files: list[Path]) -> tuple[dict[str, Rows], str]:
     """A folder of images as split `train` in the order of the sorted paths; class subfolders are labels."""
     names = [file.relative_to(root) for file in files]
-    columns: dict[str, list[Any]] = {schema.IMAGE: [{"path": str(file), "bytes": None} for file in files]}
+    columns: dict[str, list[Any]] = {schema.IMAGE: [{"path": _text(file), "bytes": None} for file in files]}
     features: dict[str, Any] = {schema.IMAGE: Image(decode=False)}
     if all(len(name.parts) == 2 for name in names):
         classes = sorted({name.parts[0] for name in names})
-        columns[schema.LABEL] = [name.parts[0] for name in names]
-        features[schema.LABEL] = ClassLabel(names=classes)
+        columns[schema.LABEL] = [classes.index(name.parts[0]) for name in names]
+        features[schema.LABEL] = ClassLabel(names=[_shown(name) for name in classes])
     data = Dataset.from_dict(columns, features=Features(features))
     digest = hashlib.blake2b(digest_size=16)
     for file, name in zip(files, names, strict=True):
         digest.update(f"{name.as_posix()}\0{_size(file)}\0".encode("utf-8", "surrogateescape"))
-    return {"train": data}, digest.hexdigest()
+    return {tables.TRAIN: DatasetRows(data)}, digest.hexdigest()
+
+
+def _text(file: Path) -> str:
+    """The path as Arrow holds it. One that is not UTF-8 becomes one that no file has: its row is withheld."""
+    try:
+        str(file).encode()
+        return str(file)
+    except UnicodeEncodeError:
+        return "\0"
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _size(file: Path) -> int:
@@ -160,49 +200,14 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _files(files: list[Path]) -> tuple[dict[str, Dataset], str]:
+def _files(files: list[Path]) -> tuple[dict[str, Rows], str]:
     kinds = {file.suffix.lower() for file in files}
-    if len(kinds) == 1 and kinds <= set(TABLES):
-        return _tables(None, files)
+    if len(kinds) == 1 and kinds <= TABLES:
+        return tables.open_files({tables.TRAIN: [str(file.absolute()) for file in files]}, kinds.pop())
     if kinds <= _image_suffixes():
         root = Path(os.path.commonpath([file.absolute().parent for file in files]))
         return _images(root, [file.absolute() for file in files])
     raise UsageError("give images, or Parquet files, or Arrow files, of one kind")
-
-
-def _tables(folder: Path | None, files: list[Path]) -> tuple[dict[str, Dataset], str]:
-    kinds = {TABLES[file.suffix.lower()] for file in files}
-    if len(kinds) > 1:
-        raise UsageError("the folder holds Parquet and Arrow files; name those to take")
-    kind = kinds.pop()
-    try:
-        # With a folder, `datasets` reads the split from the file names.
-        where = {"data_dir": str(folder)} if folder else {"data_files": [str(file) for file in files]}
-        loaded = load_dataset(kind, **where)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the {kind} files can't be read: {type(error).__name__}") from error
-    return _by_split(loaded), _fingerprint(loaded)
-
-
-def _hub(name: str) -> tuple[dict[str, Dataset], str]:
-    try:
-        loaded = load_dataset(name)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise UsageError(
-            f"there is no such folder or file, and the Hub gave no dataset of that name ({type(error).__name__})"
-        ) from error
-    return _by_split(loaded), _fingerprint(loaded)
-
-
-def _by_split(loaded: Dataset | DatasetDict) -> dict[str, Dataset]:
-    if isinstance(loaded, DatasetDict):
-        return {str(name): data for name, data in loaded.items()}
-    return {str(loaded.split or "train"): loaded}
-
-
-def _fingerprint(loaded: Dataset | DatasetDict) -> str:
-    parts = {name: (data._fingerprint, len(data)) for name, data in _by_split(loaded).items()}
-    return hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=16).hexdigest()
 
 
 def _image_column(features: Features, wanted: str | None) -> str:
@@ -214,6 +219,8 @@ def _image_column(features: Features, wanted: str | None) -> str:
             raise UsageError(f"there is no column {wanted!r}; there are: {have}")
         return wanted
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    # Who writes Parquet without `datasets` leaves the structure but not the word.
+    images = images or [name for name, feature in features.items() if _is_encoded(feature)]
     if not images:
         raise UsageError(f"no column holds images; name one with --image-column. There are: {have}")
     if len(images) > 1:
@@ -230,15 +237,15 @@ def _label_column(features: Features, wanted: str | None) -> str | None:
     return labels[0] if len(labels) == 1 else None
 
 
+def _is_encoded(feature: Any) -> bool:
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+
+
 def _has_media(feature: Any) -> bool:
     if isinstance(feature, (Value, ClassLabel)):
         return False
     if isinstance(feature, dict):
-        return any(_has_media(inner) for inner in feature.values())
+        return _is_encoded(feature) or any(_has_media(inner) for inner in feature.values())
     if hasattr(feature, "feature"):
         return _has_media(feature.feature)
     return hasattr(feature, "decode_example")
-
-
-def _limited(data: Dataset, limit: int | None) -> Dataset:
-    return data if limit is None else data.select(range(min(limit, len(data))))

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Image
 from PIL import Image as PillowImage
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UnreadableImage, UsageError
 from u2s_datasets.image_io import Photo
+from u2s_datasets.run.rows import Rows, chosen, indexed, values_of
+from u2s_datasets.run.source import open_table
 
 TEXTS = (schema.EDIT_INSTRUCTION, schema.PUBLIC_CAPTION)
 IMAGES = (schema.SOURCE_IMAGE, schema.TARGET_IMAGE)
@@ -124,14 +126,16 @@ class Pairs:
 
     Attributes:
         data: with the columns of `IMAGES` undecoded and `TEXTS`.
+        kept: (n,) int64, which rows of `data`, in order.
         side: of the squares that come out, in pixels.
     """
 
-    data: Dataset
+    data: Rows
+    kept: np.ndarray
     side: int
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.kept)
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray, str, str]:
         """Source and target of a row (HxWx3 uint8 of one size), instruction, public caption.
@@ -139,7 +143,8 @@ class Pairs:
         Raises:
             UsageError: an image can't be read, or the two differ in size.
         """
-        values = self.data[row]
+        place = int(self.kept[row])
+        values = self.data.read(place, place + 1, [*IMAGES, *TEXTS]).to_pylist()[0]
         try:
             source, target = (Photo.of(values[name]).pixels for name in IMAGES)
         except UnreadableImage as error:
@@ -196,7 +201,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [sample[name] for sample in samples] for name in samples[0]}
 
 
-def open_pairs(folder: str | Path, side: int, seed: int, validation_share: float) -> tuple[Pairs, Pairs, str]:
+def open_pairs(
+    folder: str | Path, side: int, seed: int, validation_share: float, cache: Path
+) -> tuple[Pairs, Pairs, str]:
     """The training and the validation pairs, and the fingerprint of the data.
 
     Args:
@@ -204,40 +211,42 @@ def open_pairs(folder: str | Path, side: int, seed: int, validation_share: float
         side: of the squares.
         seed: of the shuffle that splits data without a split "validation".
         validation_share: of the rows, in that case.
+        cache: a folder for pairs that can't be read one by one where they lie; remove it when they are no longer used.
 
     Raises:
         UsageError: columns are missing, no pair is there, or images of a pair differ in size.
     """
-    from u2s_datasets.run.source import open_table
-
     splits, fingerprint = open_table(str(folder))
-    kept = {name: _kept(data) for name, data in splits.items()}
-    data = kept.pop(VALIDATION, None)
-    train = next(iter(kept.values()), None)
-    if train is None or len(train) + len(data or ()) < 2:
+    kept = {name: _kept(rows) for name, rows in splits.items()}
+    validation = kept.pop(VALIDATION, None)
+    name = next(iter(kept), None)
+    if name is None or len(kept[name]) + len(() if validation is None else validation) < 2:
         raise UsageError("training needs at least two pairs, one of them for validation")
-    if data is None:
-        shuffled = train.shuffle(seed=seed)
+    train, rest = kept[name], validation
+    if rest is None:
+        shuffled = np.random.default_rng(seed).permutation(train)
         count = min(max(1, round(len(train) * validation_share)), len(train) - 1)
-        train = shuffled.select(range(len(train) - count))
-        data = shuffled.select(range(len(train), len(train) + count))
-    both = Pairs(train, side), Pairs(data, side)
+        train, rest = shuffled[:-count], shuffled[-count:]
+    own = _undecoded(splits[name], cache)
+    beside = own if validation is None else _undecoded(splits[VALIDATION], cache)
+    both = Pairs(own, train, side), Pairs(beside, rest, side)
     for pairs in both:
         for row in np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), CHECKED)).astype(int)):
             pairs.read(int(row))
     return *both, fingerprint
 
 
-def _kept(data: Dataset) -> Dataset:
-    if missing := [name for name in (*IMAGES, *TEXTS) if name not in data.features]:
+def _kept(rows: Rows) -> np.ndarray:
+    if missing := [name for name in (*IMAGES, *TEXTS) if name not in rows.features]:
         raise UsageError(
-            f"the pairs lack the columns {', '.join(missing)}; there are: {', '.join(data.features)}. "
+            f"the pairs lack the columns {', '.join(missing)}; there are: {', '.join(rows.features)}. "
             "`u2s pairs` makes them; your own pairs need the same names (see docs/training.md)"
         )
-    if schema.PAIR in data.features:
-        flags = [bool(pair and pair["kept"]) for pair in data[schema.PAIR]]
-        data = data.select([row for row, kept in enumerate(flags) if kept])
-    data = data.select_columns([*IMAGES, *TEXTS])
-    for name in IMAGES:
-        data = data.cast_column(name, Image(decode=False))
-    return data
+    if schema.PAIR not in rows.features:
+        return np.arange(len(rows))
+    return np.flatnonzero([bool(pair and pair["kept"]) for pair in values_of(rows, schema.PAIR)])
+
+
+def _undecoded(rows: Rows, cache: Path) -> Rows:
+    encoded = {name: Image(decode=False) for name in IMAGES}
+    return indexed(chosen(rows, [*IMAGES, *TEXTS], encoded), cache)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -62,9 +63,10 @@ def train_editor(
         TrainingStopped: a loss was no number, or a checkpoint could not be written.
     """
     training, kind = resolved(training)
-    trainer = Trainer(pairs, out, training, kind, resume)
-    trainer.run(on_steps)
-    return trainer.finish()
+    with tempfile.TemporaryDirectory(prefix="u2s-pairs-") as images:
+        trainer = Trainer(pairs, out, training, kind, resume, Path(images))
+        trainer.run(on_steps)
+        return trainer.finish()
 
 
 def resolved(training: EditorTraining) -> tuple[EditorTraining, str]:
@@ -80,13 +82,18 @@ def resolved(training: EditorTraining) -> tuple[EditorTraining, str]:
 class Trainer:
     """One training on one process of the world."""
 
-    def __init__(self, pairs: str, out: Path, training: EditorTraining, kind: str, resume: bool):
-        """Opens the data and the folder, loads the model, and the last checkpoint if the training goes on."""
+    def __init__(
+        self, pairs: str, out: Path, training: EditorTraining, kind: str, resume: bool, images: Path
+    ):
+        """Opens the data and the folder, loads the model, and the last checkpoint if the training goes on.
+
+        `images` is an empty folder for the pairs' images while the training lasts.
+        """
         self.t, self.kind, self.out, self.private = training, kind, out, out / PRIVATE
         self.plan = plan = plan_of(training)
         self.began = time.perf_counter()
         self.train, self.validation, fingerprint = data.open_pairs(
-            pairs, plan.resolution, training.seed, training.validation_share
+            pairs, plan.resolution, training.seed, training.validation_share, images
         )
         names = tracker_names(training.trackers)
         # A second training in a process may have another precision; the process group stays.

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.parquet as pq
-from datasets import Dataset, Image, Value
+from datasets import Features, Image, Value
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -26,6 +25,8 @@ from u2s_datasets.models import AnyClip, AnyEditor
 from u2s_datasets.models.base import SETTINGS, EditRequest
 from u2s_datasets.models.clip import Clip
 from u2s_datasets.models.editors.free_prompt import FreePrompt
+from u2s_datasets.run.parquet import ParquetRows, read_footers
+from u2s_datasets.run.rows import Beside, Rows, chosen, first
 from u2s_datasets.run.source import Source, open_source, open_table
 from u2s_datasets.transforms.base import Batch, Transform, clock
 
@@ -238,19 +239,19 @@ def open_captioned(
     """
     if run is not None:
         opened = open_run(run, open_source(source, split, image_column))
-        splits = {name: _with_texts(data, run, name) for name, data in opened.splits.items()}
-        opened = replace(opened, splits=splits)
+        opened = replace(
+            opened, splits={name: _with_texts(rows, run, name) for name, rows in opened.splits.items()}
+        )
     else:
         opened = _open_alone(source, split, image_column, target_column)
-    first = next(iter(opened.splits.values()))
-    if missing := [name for name in TEXTS[:2] if name not in first.features]:
+    features = next(iter(opened.splits.values())).features
+    if missing := [name for name in TEXTS[:2] if name not in features]:
         raise UsageError(
-            f"pairs need the columns {', '.join(missing)}; there are: {', '.join(first.features)}. "
+            f"pairs need the columns {', '.join(missing)}; there are: {', '.join(features)}. "
             "Give --captions RUN, the folder that `u2s anonymize` wrote for this source with a preset that captions"
         )
     if limit is not None:
-        splits = {name: data.select(range(min(limit, len(data)))) for name, data in opened.splits.items()}
-        opened = replace(opened, splits=splits)
+        opened = replace(opened, splits={name: first(rows, limit) for name, rows in opened.splits.items()})
     return opened
 
 
@@ -265,26 +266,22 @@ def _open_alone(
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     if target_column is not None and target_column not in images:
         raise UsageError(f"there is no column of images {target_column!r}; there are: {', '.join(images)}")
-    chosen = [image_column] if image_column else [name for name in images if name != target_column]
-    if len(chosen) != 1 or chosen[0] not in images:
+    wanted = [image_column] if image_column else [name for name in images if name != target_column]
+    if len(wanted) != 1 or wanted[0] not in images:
         raise UsageError(
             f"which column holds the images to edit? Name it with --image-column; there are: {', '.join(images)}"
         )
-    opened = {}
-    for name, data in splits.items():
-        texts = [text for text in TEXTS if text in data.features]
-        columns = [chosen[0], *([target_column] if target_column else []), *texts]
-        data = data.select_columns(columns)
-        for column in columns[: -len(texts) or None]:
-            data = data.cast_column(column, Image(decode=False))
-        opened[name] = data.rename_column(chosen[0], schema.IMAGE) if chosen[0] != schema.IMAGE else data
+    used = [wanted[0], *([target_column] if target_column else [])]
+    opened: dict[str, Rows] = {}
+    for name, rows in splits.items():
+        texts = [text for text in TEXTS if text in rows.features]
+        encoded = {column: Image(decode=False) for column in used}
+        opened[name] = chosen(rows, [*used, *texts], encoded, renamed={wanted[0]: schema.IMAGE})
     return Source(opened, schema.IMAGE, None, fingerprint)
 
 
-def _with_texts(data: Dataset, run: Path, split: str) -> Dataset:
+def _with_texts(rows: Rows, run: Path, split: str) -> Rows:
     """The rows with the captions that a run wrote for them, in its order."""
-    files = sorted((run / "data").glob(f"{split}-*.parquet"))
-    for name in TEXTS:
-        values = [text for file in files for text in pq.read_table(file, columns=[name])[name].to_pylist()]
-        data = data.add_column(name, values[: len(data)], feature=Value("string"))
-    return data
+    files = [str(file) for file in sorted((run / "data").glob(f"{split}-*.parquet"))]
+    features = Features({name: Value("string") for name in TEXTS})
+    return Beside(rows, ParquetRows(read_footers(files), features))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Features, Image, Value
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
@@ -21,13 +21,14 @@ from u2s_datasets.evaluation.baselines import ORIGINALS, baseline
 from u2s_datasets.evaluation.runs import check_pairs, open_run, read_run, readable, shard_files
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import parallel
+from u2s_datasets.run.parquet import ParquetRows, read_footers
+from u2s_datasets.run.rows import AT_A_TIME, Rows, chosen, indexed, tables, values_of
 from u2s_datasets.run.source import Source
 from u2s_datasets.schema import Status
 from u2s_datasets.transforms.base import class_names
 
 SAFE = "safe"
 NO_LABEL = -1
-AT_A_TIME = 32
 OnRows = Callable[[int], None]
 
 
@@ -36,7 +37,7 @@ class TrainingRows:
     """The rows of one split of a run.
 
     Attributes:
-        run: the run's rows, in Arrow format.
+        run: the run's rows.
         originals: the same rows of the originals, or None without them; `image_column` is theirs.
         labels: (n,) int64 places in `classes`, `NO_LABEL` where there is none.
         classes: names, sorted.
@@ -46,8 +47,8 @@ class TrainingRows:
         notes: what a user should know.
     """
 
-    run: Dataset
-    originals: Dataset | None
+    run: Rows
+    originals: Rows | None
     image_column: str
     labels: np.ndarray
     classes: list[str]
@@ -85,7 +86,7 @@ class TestRows:
     """The test set: originals with labels that the training rows know.
 
     Attributes:
-        data: the rows, in Arrow format.
+        data: the rows.
         rows: (m,) int64, those that can be read and have a label.
         labels: (m,) int64 places in the training rows' classes.
         unreadable, without_label: rows left out.
@@ -94,7 +95,7 @@ class TestRows:
 
     __test__ = False  # no test, whatever pytest takes it for
 
-    data: Dataset
+    data: Rows
     image_column: str
     rows: np.ndarray
     labels: np.ndarray
@@ -124,7 +125,7 @@ def open_training(
         originals: the source that was anonymized, or None.
         split: of the run; may be left out where there is one or one is called "train".
         label_column: the run's own if not given.
-        cache: an empty folder for the run's rows as Arrow; may be removed when the rows are no longer used.
+        cache: a folder for rows that can't be read one by one where they lie; remove it when they are no longer used.
         on_rows: told the number of rows seen.
 
     Raises:
@@ -134,7 +135,9 @@ def open_training(
     split = chosen_split(list(about["rows"]), split, "train", "--split")
     opened = open_run(run, originals) if originals else None
     files = [str(file) for file in shard_files(run, split)]
-    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
+    written = ParquetRows(read_footers(files))
+    encoded = {schema.EDITED_IMAGE: Image(decode=False)}
+    data = indexed(chosen(written, list(written.features), encoded), cache)
     column: str | None = label_column or about.get("label_column")
     names = _names(data, column, "TRAIN")
     beside = opened.splits[split] if opened else None
@@ -145,8 +148,8 @@ def open_training(
         raise UsageError(f"the label column {column!r} of TRAIN has {len(classes)} class; two are needed")
     places = {name: place for place, name in enumerate(classes)}
     rows = TrainingRows(
-        run=data.cast_column(schema.EDITED_IMAGE, Image(decode=False)).with_format("arrow"),
-        originals=beside.with_format("arrow") if beside is not None else None,
+        run=data,
+        originals=indexed(beside, cache) if beside is not None else None,
         image_column=opened.image_column if opened else schema.IMAGE,
         labels=np.array([NO_LABEL if name is None else places[name] for name in names], np.int64),
         classes=classes,
@@ -160,7 +163,7 @@ def open_training(
 
 
 def open_test(
-    source: Source, split: str | None, train: TrainingRows, on_rows: OnRows = lambda rows: None
+    source: Source, split: str | None, train: TrainingRows, cache: Path, on_rows: OnRows = lambda rows: None
 ) -> TestRows:
     """The test rows of a source of originals.
 
@@ -168,6 +171,7 @@ def open_test(
         source: opened with its label column, or without; then the training rows' column is taken.
         split: may be left out where there is one or one is called "test".
         train: what the classifiers learn from.
+        cache: see `open_training`.
         on_rows: told the number of rows seen.
 
     Raises:
@@ -182,10 +186,10 @@ def open_test(
             f"the labels differ: TEST has {len(unknown)} classes that none of the {len(places)} of TRAIN equals; "
             "classes are compared by name"
         )
-    arrow = data.with_format("arrow")
+    data = indexed(chosen(data, [source.image_column]), cache)
     seen: list[int | None] = []
-    for start in range(0, len(data), AT_A_TIME):
-        values = arrow[start : start + AT_A_TIME][source.image_column].to_pylist()
+    for part in tables(data):
+        values = part[source.image_column].to_pylist()
         seen += [_content(photo) for photo in parallel(readable, values)]
         on_rows(len(values))
     rows = [i for i, what in enumerate(seen) if what is not None and names[i] is not None]
@@ -193,7 +197,7 @@ def open_test(
         raise UsageError("TEST has no row with a readable image and a label")
     learnt = set(train.seen[ORIGINALS if train.originals is not None else SAFE])
     return TestRows(
-        data=arrow,
+        data=data,
         image_column=source.image_column,
         rows=np.array(rows, np.int64),
         labels=np.array([places[str(names[i])] for i in rows], np.int64),
@@ -216,7 +220,7 @@ def chosen_split(there: list[str], wanted: str | None, default: str, option: str
     return wanted
 
 
-def _names(data: Dataset, column: str | None, who: str) -> list[str | None]:
+def _names(data: Rows, column: str | None, who: str) -> list[str | None]:
     """The classes as text: names, or numbers that have none. A missing or negative one is None."""
     own: Features = Features({k: v for k, v in data.features.items() if k not in schema.ADDED_COLUMNS})
     if column is None or column not in own:
@@ -224,7 +228,7 @@ def _names(data: Dataset, column: str | None, who: str) -> list[str | None]:
             f"{who} has no label column{f' {column!r}' if column else ''}; name one with --label-column. "
             f"There are: {', '.join(own)}"
         )
-    feature, values = own[column], data.with_format("arrow")[:][column].to_pylist()
+    feature, values = own[column], values_of(data, column)
     if isinstance(feature, ClassLabel):
         return class_names(values, feature)
     if isinstance(feature, Value) and (feature.dtype == "string" or "int" in feature.dtype):
@@ -234,14 +238,14 @@ def _names(data: Dataset, column: str | None, who: str) -> list[str | None]:
 
 def _look(rows: TrainingRows, split: str, on_rows: OnRows) -> None:
     for start in range(0, len(rows.run), AT_A_TIME):
-        part = rows.run[start : start + AT_A_TIME]
+        part = rows.run.read(start, start + AT_A_TIME, [schema.AUDIT, schema.EDITED_IMAGE])
         audits = part[schema.AUDIT].to_pylist()
         edits = part[schema.EDITED_IMAGE].to_pylist()
         held = [audit["status"] == Status.WITHHELD.value for audit in audits]
         after = parallel(readable, [None if no else value for value, no in zip(edits, held, strict=True)])
         before: Sequence[Photo | None] = [None] * len(after)
         if rows.originals is not None:
-            images = rows.originals[start : start + AT_A_TIME]
+            images = rows.originals.read(start, start + AT_A_TIME, [rows.image_column])
             before = parallel(readable, images[rows.image_column].to_pylist())
             check_pairs(before, after, split, start)
         rows.seen[ORIGINALS] += map(_content, before)
@@ -254,7 +258,7 @@ def _content(photo: Photo | None) -> int | None:
     return None if photo is None else photo.seed(0)
 
 
-def _value(data: Dataset | None, column: str, row: int) -> Any:
+def _value(data: Rows | None, column: str, row: int) -> Any:
     if data is None:
         raise UsageError("there are no originals; give them with --originals")
-    return data[row : row + 1][column].to_pylist()[0]
+    return data.read(row, row + 1, [column])[column].to_pylist()[0]

@@ -80,7 +80,7 @@ class Anonymizer(Transform):
         return self.timed(batch, {})
 
     def timed(self, batch: Batch, seconds: dict[str, float]) -> Batch:
-        """`run`, adding the seconds of each step to `seconds`."""
+        """`run`, adding the seconds of each step to `seconds`; opening and decoding count as "read"."""
         return _through(self.steps, batch, self.adds, seconds)
 
     def failed(self, row: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -123,19 +123,19 @@ class Part:
         return type(self.steps[0]).__name__.lower()
 
     @property
-    def looks(self) -> bool:
-        """Whether every row is decoded: the first part alone looks at all."""
-        return isinstance(self.steps[0], Inspect) and self.whole.looks
-
-    @property
-    def max_pixels(self) -> int:
-        """Those of the whole."""
-        return self.whole.max_pixels
-
-    @property
     def is_last(self) -> bool:
         """Whether it settles the rows."""
         return isinstance(self.steps[-1], Verify)
+
+    @property
+    def looks(self) -> bool:
+        """Whether every row is decoded: only the first part looks at all of them."""
+        return any(isinstance(step, Inspect) and step.looks for step in self.steps)
+
+    @property
+    def max_pixels(self) -> int:
+        """That of the whole."""
+        return self.whole.max_pixels
 
     @property
     def tells(self) -> str | None:
@@ -176,7 +176,9 @@ def _through(
     steps: Sequence[Transform], batch: Batch, adds: tuple[str, ...], seconds: dict[str, float]
 ) -> Batch:
     """The columns `adds`, made by the steps in turn. Each step isolates its own bad rows."""
-    columns: Batch = {**batch, schema.IMAGE: photos_of(batch[schema.IMAGE], steps[0].max_pixels)}
+    columns: Batch = dict(batch)
+    with clock(seconds, "read"):
+        columns[schema.IMAGE] = photos_of(batch[schema.IMAGE], steps[0].max_pixels)
     for step in steps:
         with clock(seconds, type(step).__name__.lower()):
             columns |= step.process(columns)
