@@ -18,17 +18,9 @@ from typer.testing import CliRunner
 from u2s_datasets import Anonymizer, Edit, Inspect, Verify
 from u2s_datasets.cli import app
 from u2s_datasets.models.base import SETTINGS, Adapter
-from u2s_datasets.run.plan import (
-    EFFICIENCY,
-    HOURS_BETWEEN_CRASHES,
-    Sample,
-    _mean,
-    lines,
-    measure,
-    plan,
-    sampled,
-)
+from u2s_datasets.run.plan import EFFICIENCY, HOURS_BETWEEN_CRASHES, _mean, lines, plan
 from u2s_datasets.run.rows import values_of
+from u2s_datasets.run.sample import Sample, measure, sampled
 from u2s_datasets.run.source import open_source
 
 LOAD, EACH = 0.4, 0.01
