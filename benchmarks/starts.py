@@ -41,18 +41,32 @@ def bench(folder: Path) -> list[Result]:
         Result(f"scale: list of {LISTS[-1]} shards, s", lists[str(LISTS[-1])], details=lists),
     ]
     for what, finished in (("start", False), ("resume", True)):
-        few, many = (requests(folder / f"{what}-{n}", n, finished) for n in (FEW, MANY))
-        each = (_weighed(many) - _weighed(few)) / (MANY - FEW)
-        fixed = _weighed(few) - each * FEW
-        of_rank = fixed + each * shards
-        alone = of_rank * STORE["latency"] / STORE["at_once"]
-        together = RANKS * of_rank / STORE["requests_a_second"]
-        details: dict[str, Any] = {"counted": {str(FEW): dict(few), str(MANY): dict(many)}, "store": STORE}
-        details |= {"fixed": round(fixed, 1), "for_each_shard_of_the_run": round(each, 3), "shards": shards}
+        counts = {
+            (rank, many): requests(folder / f"{what}-{rank}-{many}", many, rank, finished)
+            for rank in (0, 1)
+            for many in (FEW, MANY)
+        }
+        first, others = (_of_rank(counts[rank, FEW], counts[rank, MANY], shards) for rank in (0, 1))
+        alone = max(first, others) * STORE["latency"] / STORE["at_once"]
+        together = (first + (RANKS - 1) * others) / STORE["requests_a_second"]
+        details: dict[str, Any] = {
+            "counted": {f"rank {r}, {n} shards": dict(c) for (r, n), c in counts.items()}
+        }
+        details |= {"store": STORE, "shards": shards, "of_the_first_rank": first, "of_each_other": others}
         details |= {"seconds_by_latency": round(alone, 1), "seconds_by_limit": round(together, 1)}
         label = f"scale: {what} of {RANKS} ranks, {shards} shards in a store, s"
         results.append(Result(label, max(alone, together), details=details))
     return results
+
+
+def _of_rank(few: Counter[str], many: Counter[str], shards: int) -> float:
+    """The requests of a rank when the run has so many shards, `SHARDS_A_RANK` of them its own.
+
+    In the counted runs the rank had one shard, which is in both counts.
+    """
+    each = (_weighed(many) - _weighed(few)) / (MANY - FEW)
+    own = (SHARDS_A_RANK - 1) * STORE["requests_to_open"]
+    return round(_weighed(few) - each * FEW + each * shards + own)
 
 
 def _weighed(found: Counter[str]) -> float:
@@ -84,12 +98,13 @@ def _list(shards: int) -> float:
     return time.perf_counter() - start
 
 
-def requests(folder: Path, shards: int, finished: bool) -> Counter[str]:
+def requests(folder: Path, shards: int, rank: int, finished: bool) -> Counter[str]:
     """The requests of one rank of many, from its start to its end, beside those that write its own shard.
 
     Args:
         folder: for the source.
-        shards: of the run; the rank has the first alone.
+        shards: of the run, as many as ranks.
+        rank: which of them.
         finished: whether all are finished before it starts, as when a finished run is started again.
     """
     from benchmarks.scale import NOTHING, make_rows
@@ -101,7 +116,12 @@ def requests(folder: Path, shards: int, finished: bool) -> Counter[str]:
     job, out = load_preset("local", NOTHING), f"memory://{uuid.uuid4().hex}"
     if finished:
         run(source, job, out, 1)
-    one = {"RANK": "0", "WORLD_SIZE": str(shards), "LOCAL_RANK": "0", "U2S_RUN_ID": uuid.uuid4().hex[:12]}
+    one = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(shards),
+        "LOCAL_RANK": str(rank),
+        "U2S_RUN_ID": uuid.uuid4().hex[:12],
+    }
     with mock.patch.dict(os.environ, one), counted() as found:
         run(source, job, out, 1)
     return found

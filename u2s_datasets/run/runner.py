@@ -92,8 +92,9 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
-        if world.size > 1 and not {shard.path.name for shard in shards} <= names(out / record.DATA):
-            # Others are at work. A thousand ranks that each opened every shard would make hours of requests.
+        idle = len(found) == len(mine) and not world.leads
+        if world.size > 1 and (idle or not {s.path.name for s in shards} <= names(out / record.DATA)):
+            # Another rank concludes. A thousand that each opened every shard would make hours of requests.
             return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
         return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
 
