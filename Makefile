@@ -10,16 +10,20 @@ PEERS := torchmetrics==1.9.0 lightning-utilities==0.15.3 pycocoevalcap==1.2
 comma := ,
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_EVALUATE_OFFLINE=1
 
-.PHONY: demo test test-full browser quality format bench clean
+.PHONY: demo test soak test-full browser quality format bench clean
 
 demo: $(LIGHT)/ready
 	$(OFFLINE) $(LIGHT)/bin/u2s demo --out demo-out
 
 test: $(LIGHT)/ready
-	$(OFFLINE) $(LIGHT)/bin/pytest -m "not full and not gpu and not hub"
+	$(OFFLINE) $(LIGHT)/bin/pytest -m "not full and not gpu and not hub and not soak"
+
+# Kills and fuzzing for minutes to an hour, as many as it takes to find what is rare.
+soak: $(LIGHT)/ready
+	$(OFFLINE) $(LIGHT)/bin/pytest -m soak
 
 test-full: $(FULL)/ready
-	$(OFFLINE) $(FULL)/bin/pytest -m "(full or models) and not gpu and not hub"
+	$(OFFLINE) $(FULL)/bin/pytest -m "(full or models) and not gpu and not hub and not soak"
 
 # The tests of the report drive a Chromium; without one they are skipped and say so.
 browser:

@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import typer
 from fakes import Painter, RedFinder
 from pydantic.dataclasses import dataclass
+
+from u2s_datasets.models.base import SETTINGS
 
 HERE = Path(__file__).parent
 # What a rank needs to find the fakes.
@@ -22,9 +25,6 @@ SHARD_SIZE = 4
 
 def command(*arguments) -> list[str]:
     return [sys.executable, str(HERE / "driver.py"), *map(str, arguments)]
-
-
-from u2s_datasets.models.base import SETTINGS  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -81,11 +81,13 @@ def main() -> None:
     source, out, *rest = sys.argv[1:]
     processes, batch, seconds, does, *how = [*rest, *["1", "3", "0", "", ""][len(rest) :]]
     os.environ["SLOW"] = seconds
-    with errors():
-        summary = run_job(
-            open_source(source), anonymizer(does), out, int(processes), SHARD_SIZE, int(batch), **dict.fromkeys(filter(None, how), True)
-        )
-        print(vars(summary))
+    options = dict.fromkeys(filter(None, how), True)
+    try:
+        with errors():
+            job = anonymizer(does)
+            run_job(open_source(source), job, out, int(processes), SHARD_SIZE, int(batch), **options)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from driver import ENVIRONMENT, SHARD_SIZE, command, write_source
+from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 ROWS = 60
 
 
 def start(*arguments, env=ENVIRONMENT):
-    return subprocess.Popen(command(*arguments), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(*arguments), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def rows_of(out):
@@ -42,8 +46,8 @@ def kill(process, draw):
     return whom
 
 
-def kill_and_resume(launch, out, kills, seconds, draw, again=lambda: None):
-    """Starts a run until it ends by itself, killing it before; gives whom it killed, and when it was at work."""
+def kill_and_resume(launch, kills, seconds, draw, again):
+    """Starts a run again and again and kills it within some seconds; `again` where it ended before. Gives whom."""
     killed = []
     while len(killed) < kills:
         process = launch()
@@ -78,10 +82,82 @@ def test_the_rows_of_a_run_that_is_killed_are_those_of_one_that_is_not(tmp_path)
         for file in draw.sample(sorted((out / "data").glob("*.parquet")), 5):
             file.unlink()
 
-    kill_and_resume(launch, out, 4, whole, draw, lose_some)
+    kill_and_resume(launch, 3, whole, draw, lose_some)
     finish(lambda: start(source, out, 2, 3, 0))
     assert rows_of(out) == reference
     names = sorted(file.name for file in (out / "data").iterdir())
     count = -(-ROWS // SHARD_SIZE)
     assert names == [f"train-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
     assert not (out / "steps").exists()
+
+
+def write_photographs(folder, photographs, count):
+    """Different photographs, all crops and sizes of a few, with faces and text in many."""
+    originals = [
+        Image.open(file).convert("RGB")
+        for file in sorted(photographs.rglob("*.*"))
+        if "broken" not in file.name
+    ]
+    for index in range(count):
+        image = originals[index % len(originals)].copy()
+        image.thumbnail((160 + index % 150, 160 + index % 150))
+        image.crop((index % 7, index % 5, image.width, image.height)).save(
+            folder / f"{index:04d}.jpg", quality=90
+        )
+
+
+@pytest.mark.soak
+def test_twenty_kills_of_the_local_preset_over_300_photographs(photographs, tmp_path):
+    """With the real models; also with the steps one at a time and with other numbers of processes and batches."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_photographs(folder, photographs, 300)
+    draw = random.Random(7)
+
+    def command(out, processes, batch, *more):
+        words = [
+            sys.executable,
+            "-m",
+            "u2s_datasets.cli",
+            "anonymize",
+            folder,
+            "--out",
+            out,
+            "--shard-size",
+            5,
+        ]
+        return [*map(str, words), "--num-processes", str(processes), "--batch-size", str(batch), *more]
+
+    def launch(*arguments):
+        return subprocess.Popen(
+            command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    began = time.monotonic()
+    finish(lambda: launch(tmp_path / "whole", 2, 5))
+    whole = time.monotonic() - began
+    reference, out = rows_of(tmp_path / "whole"), tmp_path / "killed"
+    assert len(reference) == 300
+    assert {row["audit"]["status"] for row in reference} >= {"untouched", "redacted"}
+
+    def lose_some():
+        for file in draw.sample(sorted((out / "data").glob("*.parquet")), 20):
+            file.unlink()
+
+    killed = kill_and_resume(
+        lambda: launch(
+            out,
+            draw.choice([1, 2, 2, 3]),
+            draw.choice([1, 3, 5]),
+            *draw.choice([[], ["--one-step-at-a-time"]]),
+        ),
+        20,
+        whole / 4,
+        draw,
+        lose_some,
+    )
+    finish(lambda: launch(out, 2, 5))
+    assert len(killed) == 20
+    assert {"launcher", "rank", "all"} <= set(killed)
+    assert rows_of(out) == reference
+    assert len(list((out / "data").iterdir())) == 60

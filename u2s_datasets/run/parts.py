@@ -49,7 +49,9 @@ class ShardRows:
 def step_shard(out: Place, index: int, name: str, shard: Shard) -> Shard:
     """The file that a step writes for a shard."""
     # Without the suffix by which `datasets` would take it for data.
-    return replace(shard, path=out / STEPS / f"{index + 1}-{name}" / f"{shard.path.name.removesuffix('.parquet')}.step")
+    return replace(
+        shard, path=out / STEPS / f"{index + 1}-{name}" / f"{shard.path.name.removesuffix('.parquet')}.step"
+    )
 
 
 def source_for(part: Any, source: Source, shard: Shard, earlier: list[Shard]) -> Source:

@@ -66,7 +66,7 @@ def launch(
         else:
             on_rows(sum(shard.rows for shard in shards))
         seconds = _seconds(out, claim)
-        return conclude(job, out, shards, len(finished), seconds, keep_steps)
+        return conclude(job, out, shards, finished, seconds, keep_steps)
 
 
 def _seconds(out: Place, claim: Claim) -> dict[str, float]:

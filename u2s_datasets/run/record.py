@@ -46,13 +46,14 @@ def is_new(out: Place, settings: dict[str, Any]) -> bool:
     Raises:
         UsageError: the folder holds something else, another run, or damaged settings.
     """
+    if isinstance(out, Path) and out.exists() and not out.is_dir():
+        raise UsageError("the output folder holds something else; choose an empty or new one")
+    # The listing comes first: another rank of the same start may write the settings meanwhile.
+    foreign = {name for name in names(out) - {RANKS, LOGS} if not name.startswith(f".{SETTINGS_FILE}.")}
     if (out / SETTINGS_FILE).exists():
         _check_same(out / SETTINGS_FILE, settings)
         return False
-    if isinstance(out, Path) and out.exists() and not out.is_dir():
-        raise UsageError("the output folder holds something else; choose an empty or new one")
-    # Another rank of the same start may have been here first.
-    if names(out) - {RANKS, LOGS}:
+    if foreign:
         raise UsageError("the output folder holds something else; choose an empty or new one")
     return True
 

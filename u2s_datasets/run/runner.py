@@ -92,11 +92,15 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
+<<<<<<< HEAD
         idle = len(found) == len(mine) and not world.leads
         if world.size > 1 and (idle or not {s.path.name for s in shards} <= names(out / record.DATA)):
             # Another rank concludes. A thousand that each opened every shard would make hours of requests.
             return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
         return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
+=======
+        return conclude(job, out, shards, found, claim.seconds, keep_steps)
+>>>>>>> w-runner
 
 
 def _nobody(rows: int) -> None:
@@ -236,14 +240,20 @@ def _writable() -> Iterator[None]:
 
 
 def conclude(
-    job: Job, out: Place, shards: list[Shard], skipped: int, seconds: dict[str, float], keep_steps: bool
+    job: Job,
+    out: Place,
+    shards: list[Shard],
+    known: dict[Shard, Tally],
+    seconds: dict[str, float],
+    keep_steps: bool,
 ) -> Summary:
     """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
-    Whichever process finds all shards finished does so; two at once write the same.
+    Whichever process finds all shards finished does so; two at once write the same. `known` are the shards that
+    were finished before this call.
     """
-    found = tallies(shards, job)
-    summary = summary_of(found, job, len(shards), skipped, seconds)
+    found = known | tallies([shard for shard in shards if shard not in known], job)
+    summary = summary_of(found, job, len(shards), len(known), seconds)
     if len(found) == len(shards):
         total: Counter[str] = Counter()
         for told in claims_of(out):

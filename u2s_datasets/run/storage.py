@@ -216,7 +216,7 @@ def explained() -> Iterator[None]:
             raise
         reason = os.strerror(error.errno)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "Free some space and give the same command again: finished shards are kept"
+            advice = "free some space and give the same command again: finished shards are kept"
         else:
             advice = "choose another --out"
         raise UsageError(f"the output can't be written ({reason}); {advice}") from error
