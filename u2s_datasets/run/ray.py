@@ -105,7 +105,7 @@ def run_on_ray(
                 for step, value in json.loads(done["seconds"]).items():
                     claim.seconds[step] = claim.seconds.get(step, 0.0) + value
         claim.say()
-        return runner.conclude(job, out, shards, len(found), claim.seconds, keep_steps=False)
+        return runner.conclude(job, out, shards, found, claim.seconds, keep_steps=False)
 
 
 class _Work:

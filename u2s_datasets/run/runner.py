@@ -92,15 +92,11 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
-<<<<<<< HEAD
         idle = len(found) == len(mine) and not world.leads
         if world.size > 1 and (idle or not {s.path.name for s in shards} <= names(out / record.DATA)):
             # Another rank concludes. A thousand that each opened every shard would make hours of requests.
             return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
-        return conclude(job, out, shards, len(found), claim.seconds, keep_steps)
-=======
         return conclude(job, out, shards, found, claim.seconds, keep_steps)
->>>>>>> w-runner
 
 
 def _nobody(rows: int) -> None:
