@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.balance import RANKS, costs_of, dynamic, kinds, static
+from benchmarks.starts import requests
 
 
 def test_by_hand():
@@ -31,3 +32,13 @@ def test_a_thousand_ranks_show_what_the_page_says():
     assert max(found["local"]) < 1.10
     assert found["sorted"][0] > 2.5 > 2.0 > found["sorted"][1] > found["sorted"][3] > 1
     assert found["slow"][1] > 1.9 > 1.2 > found["slow"][3]
+
+
+def test_the_requests_of_a_rank_do_not_grow_with_the_run(tmp_path):
+    """Without work of its own it looks at no other rank's shards; the first rank concludes, and does."""
+    few, many = (sum(requests(tmp_path / str(n), n, 1, finished=True).values()) for n in (6, 18))
+    assert few == many < 30
+    busy = [sum(requests(tmp_path / f"new-{n}", n, 1, finished=False).values()) for n in (6, 18)]
+    assert busy[0] == busy[1] < 40
+    leads = [requests(tmp_path / f"first-{n}", n, 0, finished=True)["_open"] for n in (6, 18)]
+    assert 12 <= leads[1] - leads[0] <= 24

@@ -32,7 +32,7 @@ from u2s_datasets.run.parts import source_for, step_shard
 from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, shards_of, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, explained, names, place, renamed
+from u2s_datasets.run.storage import Place, explained, names, place, remove_leftovers, renamed
 from u2s_datasets.run.world import World, log, logged, take_device
 from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
 
@@ -169,17 +169,11 @@ def write_shard(
     start = time.monotonic()
     with explained():
         if isinstance(shard.path, Path):
-            _remove_leftovers(shard.path)
+            remove_leftovers(shard.path)
         shard.path.parent.mkdir(parents=True, exist_ok=True)
         _write(shard, source, job, batch_size, seconds, on_rows)
         record.record_revisions(out)
     log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
-
-
-def _remove_leftovers(final: Path) -> None:
-    """What a killed process left of this very shard. No living one has it: a run's shards are each of one rank."""
-    for name in final.parent.glob(f".{final.name}.*.tmp") if final.parent.is_dir() else ():
-        name.unlink(missing_ok=True)
 
 
 @contextmanager
