@@ -10,7 +10,17 @@ from pathlib import Path
 
 from benchmarks.common import Result, Skipped, machine, today
 
-NAMES = ("pipeline", "carry", "deface", "memory", "stage1", "editors", "metrics", "training")
+NAMES = (
+    "pipeline",
+    "carry",
+    "deface",
+    "memory",
+    "stage1",
+    "editors",
+    "metrics",
+    "training",
+    "reconstruction",
+)
 
 
 def main() -> int:
