@@ -4,7 +4,7 @@ The rule was fixed before its figures were made.
 
 - Models: for each of `SEEDS` a tiny Stable Diffusion, trained to draw shapes from captions such as "a red circle". It
   has self-attention at the full resolution of its latents. (One that has it at half the resolution only, as `COARSE`,
-  is a control: there convolutions carry the layout, and maps have little to say.)
+  is a control.)
 - The text decides: pictures from noise under held-out captions, guidance 7.5, have the colour that the caption names in
   more than `CONDITIONAL` of the cases. Otherwise the model is none that the question can be asked of.
 - Pictures: `ROWS` for each seed, seen by no training, inverted with the empty text and sampled under their own captions

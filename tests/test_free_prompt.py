@@ -158,8 +158,8 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_with_the_sources_maps_the_source_comes_back_closer(tmp_path):
-    """The short form of `python -m benchmarks reconstruction`, whose model has learned to obey its captions."""
+    """The short form of `python -m benchmarks reconstruction`, which trains four times as long."""
     model = reconstruction.save_generator(tmp_path, reconstruction.FINE, 200)
     found = reconstruction.gains(model, reconstruction.PUBLISHED, 12)
-    assert found.mean() > 0.5
-    assert (found > 0).mean() >= 0.75
+    assert found.mean() > 0.2
+    assert (found > 0).mean() >= 0.9

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """With Safe Cross-Attention, after less than a minute of training."""
-    return save_trained(tmp_path_factory.mktemp("shapes"))
+    return save_trained(tmp_path_factory.mktemp("shapes"), pairs=400)
 
 
 def test_held_out_colours_are_right_and_shapes_stay(model, tmp_path):
