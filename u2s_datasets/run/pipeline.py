@@ -23,6 +23,8 @@ from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import renamed
 from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
 
+GROUP = 64  # rows
+
 
 def output_features(source: Source, job: Job) -> Features:
     """The features of the shards: the user's columns without any images, and the added ones."""
@@ -59,11 +61,35 @@ def compute_shard(
     ):
         # Without decoding there is too little to do beside: two threads would wait for Python's lock.
         batches = ahead(opened) if job.looks else opened
+        groups = _Groups(writer)
         for rows, batch in batches:
             added = job.timed(batch, seconds)
             with clock(seconds, "write"):
-                later(writer.write_table, _joined(rows, added, arrow_schema))
+                later(groups.add, _joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
+        later(groups.end)
+
+
+class _Groups:
+    """Writes row groups of one size, so that a file has the same bytes however its rows came in batches."""
+
+    def __init__(self, writer: pq.ParquetWriter):
+        self.writer = writer
+        self.waiting: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Takes the next rows and writes what is full."""
+        self.waiting.append(table)
+        while sum(part.num_rows for part in self.waiting) >= GROUP:
+            rows = pa.concat_tables(self.waiting)
+            self.writer.write_table(rows.slice(0, GROUP).combine_chunks())
+            self.waiting = [rows.slice(GROUP)]
+
+    def end(self) -> None:
+        """Writes the rest."""
+        rest = pa.concat_tables(self.waiting)
+        if rest.num_rows:
+            self.writer.write_table(rest.combine_chunks())
 
 
 def _batches(
