@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from typing import Any
 
 from u2s_datasets import __version__, config
@@ -73,6 +74,12 @@ def largest_gpu() -> float:
         torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())
     ]
     return max(sizes, default=0) / 2**30
+
+
+def gpu_memory_used() -> int:
+    """The most GPU memory in bytes that torch has held in this process; 0 where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
 
 
 def _version(package: str) -> str | None:

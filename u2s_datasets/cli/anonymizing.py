@@ -12,17 +12,23 @@ from rich.table import Table
 
 from u2s_datasets import config
 from u2s_datasets.cli.common import (
+    ActorCpusOption,
+    ActorGpusOption,
+    ActorsOption,
     CriteriaOption,
     FreshOption,
     JsonOption,
     PresetOption,
     ProcessesOption,
+    RayOption,
     SetOption,
     errors,
+    pool_of,
     progress,
     run_job,
 )
 from u2s_datasets.cli.main import app
+from u2s_datasets.errors import UsageError
 
 
 @app.command()
@@ -61,6 +67,10 @@ def anonymize(
         bool, typer.Option("--keep-steps", help="Leaves what the steps wrote in OUT/steps; it is private.")
     ] = False,
     fresh: FreshOption = False,
+    ray: RayOption = None,
+    ray_actors: ActorsOption = "1",
+    ray_cpus: ActorCpusOption = 1.0,
+    ray_gpus: ActorGpusOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Anonymizes a dataset into a Parquet dataset with an audit of every row."""
@@ -70,9 +80,12 @@ def anonymize(
 
         anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
         opened = open_source(source, split, image_column, label_column, limit, streaming or None)
+        if ray is not None and (num_processes > 1 or one_step_at_a_time):
+            raise UsageError("--ray goes with neither --num-processes nor --one-step-at-a-time")
+        pool = pool_of(ray, ray_actors, ray_cpus, ray_gpus) if ray is not None else None
         how = {"fresh": fresh, "one_step_at_a_time": one_step_at_a_time, "keep_steps": keep_steps}
         parts = len(anonymizer.parts) if one_step_at_a_time else 1
-        summary = run_job(opened, anonymizer, out, num_processes, shard_size, batch_size, parts, **how)
+        summary = run_job(opened, anonymizer, out, num_processes, shard_size, batch_size, parts, pool, **how)
         _report(summary, out, as_json)
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from u2s_datasets.errors import U2SError
+from u2s_datasets.errors import U2SError, UsageError
 
 PresetOption = Annotated[str, typer.Option(help="A preset (see `u2s presets`) or a YAML file of settings.")]
 SetOption = Annotated[
@@ -33,6 +33,19 @@ ProcessesOption = Annotated[
 FreshOption = Annotated[
     bool,
     typer.Option("--fresh", help="Deletes the run that is in OUT first, and nothing else that lies there."),
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Runs on a Ray cluster: its address, auto, or local to start one here."
+    ),
+]
+ActorsOption = Annotated[
+    str, typer.Option("--ray-actors", metavar="N or MIN:MAX", help="Actors on the Ray cluster.")
+]
+ActorCpusOption = Annotated[float, typer.Option("--ray-cpus", min=0, help="CPUs of an actor.")]
+ActorGpusOption = Annotated[
+    float, typer.Option("--ray-gpus", min=0, help="GPUs of an actor; 0.5 puts two on one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-readable summary line.")]
 
@@ -69,6 +82,20 @@ def local(path: Path | None) -> Path | None:
     return path
 
 
+def pool_of(address: str, actors: str, cpus: float, gpus: float) -> Any:
+    """The Ray actors that the options ask for.
+
+    Raises:
+        UsageError: "N or MIN:MAX" is not what was given.
+    """
+    from u2s_datasets.run.ray import Pool
+
+    least, colon, most = actors.partition(":")
+    if not least.isdigit() or (colon and not most.isdigit()):
+        raise UsageError(f"--ray-actors is a number or two with a colon, such as 8:64; got {actors!r}")
+    return Pool(address=address, least=int(least), most=int(most or least), cpus=cpus, gpus=gpus)
+
+
 def run_job(
     source: Any,
     job: Any,
@@ -77,9 +104,13 @@ def run_job(
     shard_size: int,
     batch_size: int,
     parts: int = 1,
+    pool: Any = None,
     **how: bool,
 ) -> Any:
-    """Runs a job with a bar over its rows, each counted once for each of its parts; says how to continue it."""
+    """Runs a job with a bar over its rows, each counted once for each of its parts; says how to continue it.
+
+    With a `pool` that is done by the actors of a Ray cluster.
+    """
     from u2s_datasets.run import ranks, runner
     from u2s_datasets.run.storage import place
     from u2s_datasets.run.streams import shards_there
@@ -89,6 +120,13 @@ def run_job(
     folder = place(out)
     try:
         with progress(None if source.rows is None else parts * source.rows) as advance:
+            if pool is not None:
+                from u2s_datasets.run.ray import run_on_ray
+
+                fresh = how["fresh"]
+                return run_on_ray(
+                    source, job, folder, shard_size, batch_size, advance, pool=pool, fresh=fresh
+                )
             if num_processes > 1:
                 return ranks.launch(
                     source, job, folder, num_processes, shard_size, batch_size, advance, **how

@@ -1,4 +1,4 @@
-"""`u2s doctor` and `u2s presets`."""
+"""`u2s doctor`, `u2s presets` and `u2s plan`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from u2s_datasets import config
-from u2s_datasets.cli.common import JsonOption, errors
+from u2s_datasets.cli.common import JsonOption, PresetOption, SetOption, errors, progress
 from u2s_datasets.cli.main import app
 
 
@@ -57,3 +57,38 @@ def presets(
         from u2s_datasets.transforms.anonymize import load_preset
 
         print(yaml.safe_dump(load_preset(name).settings(), sort_keys=False), end="")
+
+
+@app.command()
+def plan(
+    source: Annotated[
+        str, typer.Argument(help="Folder of images, Parquet or Arrow files, saved dataset, or Hub id.")
+    ],
+    preset: PresetOption = "local",
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows to plan for; the source's own if left out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes like this one, each with its device.")] = 1,
+    sample: Annotated[int, typer.Option(min=1, help="Rows to run, drawn over the whole source.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch of the sample.")] = 8,
+    shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard of the run to come.")] = 256,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of one worker, in any currency.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One split instead of all.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column with the images.")] = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs a sample and says what all rows would take: time, disk, cost."""
+    with errors():
+        from u2s_datasets.run import plan as plan_
+        from u2s_datasets.run.sample import measure
+        from u2s_datasets.run.source import open_source
+        from u2s_datasets.transforms.anonymize import load_preset
+
+        opened = open_source(source, split, image_column)
+        with progress(sample) as advance:
+            measured = measure(opened, load_preset(preset, set_ or []), sample, batch_size, on_rows=advance)
+        found = plan_.plan(measured, rows, workers, shard_size, price_per_hour)
+        print(json.dumps(found) if as_json else "\n".join(plan_.lines(found)))

@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -43,6 +44,8 @@ def user(text: str, *images: np.ndarray) -> dict[str, Any]:
 
 # model -> the commit that was loaded, for the record of a run
 revisions: dict[str, str] = {}
+# kind of adapter -> seconds that loading it took in this process, for estimates
+load_seconds: dict[str, float] = {}
 _loaded: dict[tuple[int, str], Any] = {}
 _lock = threading.RLock()
 
@@ -70,7 +73,10 @@ class Adapter(Configured):
         key = (os.getpid(), repr(self))
         with _lock:
             if key not in _loaded:
+                start = time.perf_counter()
                 _loaded[key] = self.load()
+                kind = type(self).__name__
+                load_seconds[kind] = load_seconds.get(kind, 0.0) + time.perf_counter() - start
             return _loaded[key]
 
     def load(self) -> Any:

@@ -157,7 +157,12 @@ def _end_with_launcher() -> None:
 
 def main() -> None:
     """What a rank's process does."""
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    # Warnings go into the log of the rank alone: N ranks would say the same on one screen.
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.ERROR)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[screen]
+    )
     # The pipe is for the last words alone: whatever a library prints would fill it up.
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

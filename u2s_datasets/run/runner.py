@@ -23,9 +23,9 @@ from u2s_datasets.run import record
 from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
 from u2s_datasets.run.parts import source_for, step_shard
 from u2s_datasets.run.pipeline import compute_shard
-from u2s_datasets.run.shards import Job, Shard, Summary, Tally, summary_of, tallies
+from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, explained, place
+from u2s_datasets.run.storage import Place, explained, names, place, remove_leftovers
 from u2s_datasets.run.streams import pieces_of, shards_there
 from u2s_datasets.run.world import World, log, logged, take_device
 
@@ -44,8 +44,8 @@ def run(
 ) -> Summary:
     """Anonymizes a source into a folder that `load_dataset` opens; finished shards are kept as they are.
 
-    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`), and the summary
-    counts what is there when this rank ends.
+    Under `accelerate launch` or torchrun each rank does its share of the shards (see `world`). The summary of the
+    rank that ends last counts the whole folder, that of the others their own shards.
 
     Args:
         source: see `open_source`.
@@ -93,6 +93,14 @@ def run(
         claim.say()
         if world.is_launched:
             return Summary()
+        idle = len(found) == len(mine) and not world.leads
+        if (
+            not source.streams
+            and world.size > 1
+            and (idle or not {s.path.name for s in shards} <= names(out / record.DATA))
+        ):
+            # Another rank concludes. A thousand that each opened every shard would make hours of requests.
+            return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
         shards, unread = shards_there(source, out, shard_size)
         return conclude(job, out, shards, found, claim.seconds, keep_steps, unread)
 
@@ -143,14 +151,7 @@ class _Rank:
 
     def write(self, shard: Shard, source: Source, job: Job) -> None:
         """Computes and writes one shard."""
-        start = time.monotonic()
-        with explained():
-            if isinstance(shard.path, Path):
-                _remove_leftovers(shard.path)
-            shard.path.parent.mkdir(parents=True, exist_ok=True)
-            compute_shard(shard, source, job, self.batch_size, self.claim.seconds, self.advance)
-            record.record_revisions(self.out)
-        log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
+        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance)
 
     def advance(self, rows: int) -> None:
         """Rows are done; stops if the folder is another run's by now."""
@@ -159,10 +160,28 @@ class _Rank:
         self.on_rows(rows)
 
 
-def _remove_leftovers(final: Path) -> None:
-    """What a killed process left of this very shard. No living one has it: a run's shards are each of one rank."""
-    for name in final.parent.glob(f".{final.name}.*.tmp") if final.parent.is_dir() else ():
-        name.unlink(missing_ok=True)
+def write_shard(
+    shard: Shard,
+    source: Source,
+    job: Job,
+    out: Place,
+    batch_size: int,
+    seconds: dict[str, float],
+    on_rows: Callable[[int], None],
+) -> None:
+    """Computes a shard and puts it in its place, with the models that it took into the record of `out`.
+
+    Raises:
+        UsageError: it can't be written there.
+    """
+    start = time.monotonic()
+    with explained():
+        if isinstance(shard.path, Path):
+            remove_leftovers(shard.path)
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        compute_shard(shard, source, job, batch_size, seconds, on_rows)
+        record.record_revisions(out)
+    log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
 
 
 @contextmanager
@@ -216,24 +235,6 @@ def _writable() -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"the output folder can't be written ({reason}); choose another --out") from error
-
-
-def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
-    """What a run continues with only if it is the same."""
-    return {
-        "data": {
-            "fingerprint": source.fingerprint,
-            "rows": {
-                **{split: len(rows) for split, rows in source.splits.items()},
-                **{split: record.PIECES.format(stream.pieces) for split, stream in source.streams.items()},
-            },
-            "image_column": source.image_column,
-            "label_column": source.label_column,
-        },
-        "shard_size": shard_size,
-        "versions": {type(step).__name__: step.version for step in job.steps},
-        "settings": job.settings(),
-    }
 
 
 def conclude(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2s_datasets.run.record import DATA
+from u2s_datasets.run.record import DATA, PIECES
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place
 from u2s_datasets.transforms.base import Batch, Transform
@@ -98,6 +98,24 @@ def shards_of(source: Source, out: Place, shard_size: int) -> list[Shard]:
             start = index * shard_size
             shards.append(Shard(split, start, min(start + shard_size, len(data)), out / DATA / name))
     return shards
+
+
+def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
+    """What a run continues with only if it is the same."""
+    return {
+        "data": {
+            "fingerprint": source.fingerprint,
+            "rows": {
+                **{split: len(rows) for split, rows in source.splits.items()},
+                **{split: PIECES.format(stream.pieces) for split, stream in source.streams.items()},
+            },
+            "image_column": source.image_column,
+            "label_column": source.label_column,
+        },
+        "shard_size": shard_size,
+        "versions": {type(step).__name__: step.version for step in job.steps},
+        "settings": job.settings(),
+    }
 
 
 @dataclass

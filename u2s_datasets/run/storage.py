@@ -163,6 +163,12 @@ def renamed(final: Place) -> Iterator[Path]:
     _sync_folder(final.parent)
 
 
+def remove_leftovers(final: Path) -> None:
+    """What a killed process left of this very shard. No living one has it: a run's shards are each of one rank."""
+    for name in final.parent.glob(f".{final.name}.*.tmp") if final.parent.is_dir() else ():
+        name.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename outlast a power cut."""
     if os.name == "nt":  # folders can't be opened there
