@@ -279,7 +279,7 @@ def test_the_command_line(tars, tmp_path):
         (["inspect", str(tars)], "front to back"),
         (["evaluate", run_, "--originals", str(tars)], "front to back"),
         (["push", run_, *license_], "made of a stream"),
-        (["report", run_], "made of a stream"),
+        (["report", run_, "--out", str(tmp_path / "p.html")], "made of a stream"),
     ):
         refused = CliRunner().invoke(app, command)
         assert refused.exit_code == 2, command

@@ -23,6 +23,8 @@ T = TypeVar("T")
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, the next one made in a thread while the last one is used."""
     with ThreadPoolExecutor(1) as pool:
+        # An interrupt while the thread starts would leave it running unseen, at an item that nobody may close.
+        pool.submit(int).result()
         coming = pool.submit(next, items, END)
         while (item := coming.result()) is not END:
             coming = pool.submit(next, items, END)
