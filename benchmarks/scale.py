@@ -169,8 +169,7 @@ def _launched(opened: Any, job: Any, out: Path, workers: int) -> dict[str, Any]:
     Shards are all alike in size, so the seconds in which each file was finished tell it.
     """
     from u2s_datasets.run.ranks import launch
-
-    from u2s_datasets.run.runner import shards_of
+    from u2s_datasets.run.shards import shards_of
 
     start = time.perf_counter()
     launch(opened, job, out, workers, SHARD, BATCH)

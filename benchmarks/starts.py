@@ -86,7 +86,7 @@ def _imports() -> float:
 
 def _list(shards: int) -> float:
     """Seconds to work out which shards there are."""
-    from u2s_datasets.run.runner import shards_of
+    from u2s_datasets.run.shards import shards_of
 
     class Many:
         """As many rows as shards."""

@@ -49,6 +49,8 @@ def misbehave(how: str) -> None:
         os.abort()
     if how == "exit":
         os._exit(7)
+    if how == "fail":
+        raise RuntimeError("private words")
     raise SetupError("the model is not there")
 
 

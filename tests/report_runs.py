@@ -14,7 +14,9 @@ from PIL import Image
 
 from u2s_datasets import Anonymizer, Edit, Inspect, Verify, schema
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.runner import output_features, prepare, run, shards_of
+from u2s_datasets.run.pipeline import output_features
+from u2s_datasets.run.runner import prepare, run
+from u2s_datasets.run.shards import shards_of
 from u2s_datasets.run.source import open_source
 from u2s_datasets.transforms.checks import Limits
 from u2s_datasets.transforms.verify import audit

@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import bad_files
@@ -142,6 +144,26 @@ def test_a_directory_among_named_files_is_withheld(tmp_path):
     assert become(written(tmp_path / "out"))[0] == ("withheld", "the path is not a regular file")
 
 
+class Refuses(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(500)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_url_that_fails_is_withheld():
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnreadableImage, match=r"^the file can't be opened$"):
+            Photo.of(f"http://127.0.0.1:{server.server_port}/private.jpg")
+        server.shutdown()
+    with pytest.raises(UnreadableImage, match=r"^the file can't be opened$"):
+        Photo.of(f"http://127.0.0.1:{server.server_port}/private.jpg")
+
+
 LIMITED = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -179,7 +201,7 @@ def test_time_and_memory_of_each_are_bounded():
 
 
 def test_a_file_that_is_too_long_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("u2s_datasets.image_io.MAX_BYTES", 1000)
+    monkeypatch.setattr("u2s_datasets.image_limits.MAX_BYTES", 1000)
     (tmp_path / "x.png").write_bytes(bad_files.encoded("PNG", bad_files.picture((200, 200))))
     for value in (str(tmp_path / "x.png"), (tmp_path / "x.png").read_bytes(), f"file://{tmp_path}/x.png"):
         with pytest.raises(UnreadableImage, match="the file has more than"):

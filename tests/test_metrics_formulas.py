@@ -65,7 +65,9 @@ def privacy_rows(draw, rows=30):
         after = draw.normal(size=(index % 3, 16)).astype(np.float32)
         if len(before) and len(after) and index % 2:
             after[0] = before[0] + draw.normal(scale=0.2, size=16)
-        out.append(row(PRIVACY_SCORES, faces_before=before.tolist(), faces=after.tolist(), faces_left=0))
+        sure = draw.choice([0.3, 0.5, 0.9], size=len(after)).astype(np.float32)
+        found = {"faces_before": before.tolist(), "faces": after.tolist(), "face_confidences": sure.tolist()}
+        out.append(row(PRIVACY_SCORES, **found, faces_left=0))
     return out
 
 
@@ -73,13 +75,13 @@ def test_face_similarity_is_the_mean_over_the_faces_of_images_whose_edit_has_one
     rows = privacy_rows(draw)
     found = reduce("privacy", rows, ["face_similarity"])
     nearest = [
-        max(float(unit(np.float64(face)) @ unit(np.float64(other))) for other in one["faces"])
+        max(float(unit(np.float64(face)) @ unit(np.float64(other))) for other in sure)
         for one in rows
-        if one["faces"]
+        if (sure := [f for f, c in zip(one["faces"], one["face_confidences"], strict=True) if c >= 0.5])
         for face in one["faces_before"]
     ]
     assert found["face_similarity"] == CLOSE(sum(nearest) / len(nearest), abs=1e-6)
-    assert found["face_similarity_n"] == len(nearest) > 20
+    assert found["face_similarity_n"] == len(nearest) > 15
 
 
 def test_reidentification_looks_every_edit_up_among_all_originals(draw):

@@ -69,6 +69,9 @@ def test_the_world_of_a_rank():
     assert World.here(other).run == here.run
     assert World.here(other).leads
     assert World.here({**launched, "MASTER_PORT": "29501"}).run != here.run
+    # On one machine it is the starting process that counts, whatever the port.
+    alone = {**launched, "LOCAL_WORLD_SIZE": "8"}
+    assert World.here(alone).run == World.here({**alone, "RANK": "2"}).run != here.run
     assert World.here({"RANK": "1", "WORLD_SIZE": "2", "U2S_RUN_ID": "mine"}).run == "mine"
     for env, message in (
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 does not fit WORLD_SIZE 2"),
@@ -149,6 +152,16 @@ def test_a_rank_that_dies_leaves_the_others_at_work(does, how, source, reference
         f"train-{index:05d}-of-00008.parquet" for index in range(0, 8, 2)
     ]
     assert not (tmp_path / "o/manifest.json").exists()
+
+
+def test_the_log_of_a_rank_has_its_warnings_and_nothing_private(source, tmp_path):
+    found = drive(source, tmp_path / "o", 2, 3, 0, "fail 5")
+    assert found.returncode == 0, found.stderr
+    logs = [(tmp_path / f"o/logs/rank-0000{rank}.log").read_text() for rank in range(2)]
+    assert "WARNING a row failed in inspect: RuntimeError" in logs[1]
+    assert "WARNING" not in logs[0]
+    for text in (*logs, found.stderr, found.stdout):
+        assert "private words" not in text
 
 
 def test_an_error_of_the_settings_is_said_once(source, tmp_path):

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from u2s_datasets import load_preset, schema
 from u2s_datasets.cli import app
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.runner import run, shards_of
+from u2s_datasets.run.runner import run
+from u2s_datasets.run.shards import shards_of
 from u2s_datasets.run.source import open_source
 from u2s_datasets.schema import regions_of
 from u2s_datasets.transforms.inspect import detect, evidence_of

@@ -7,6 +7,9 @@ a hundredfold as Python objects, and pictures that are gone over again and again
 
 from __future__ import annotations
 
+import asyncio
+import os
+import stat
 import struct
 from collections.abc import Iterator
 
@@ -48,6 +51,16 @@ _BELOW = (
     0xA005,
     0x014A,
 )  # tags that point to directories: EXIF, GPS, interoperability, SubIFDs
+
+
+def check_length(data: bytes) -> None:
+    """Refuses a file by its length.
+
+    Raises:
+        UnreadableImage: it is too long.
+    """
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(f"the file has more than {MAX_BYTES} bytes")
 
 
 def check_file(data: bytes) -> None:
@@ -188,3 +201,32 @@ def _tiff_parts(data: bytes) -> Iterator[int]:
             waiting.append(struct.unpack_from(order + word, data, at)[0])
     except struct.error:
         return
+
+
+def read_file(path: str) -> bytes:
+    """A file or URL, and of one that is too long as much as shows it.
+
+    Raises:
+        UnreadableImage: it can't be opened, or is no regular file.
+    """
+    try:
+        if "://" in path:
+            return _read_url(path)
+        # A pipe or a device would block or never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnreadableImage("the path is not a regular file")
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError, ImportError) as error:
+        raise UnreadableImage("the file can't be opened") from error
+
+
+def _read_url(url: str) -> bytes:
+    import aiohttp  # fsspec passes on its errors, which are no OSErrors
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read(MAX_BYTES + 1))
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        raise OSError("the server gave no file") from error

@@ -134,12 +134,12 @@ def strip_jpeg(jpeg: JpegFile) -> JpegFile:
     for marker, segment in jpeg.segments:
         body = segment[4:20]
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
-            # Version, units and density stay; the thumbnail that may follow does not.
-            out.append((marker, b"\xff\xe0\x00\x10" + body[:12] + b"\0\0"))
+            # Version, units and density stay; the thumbnail that may follow does not. Decoders heed no shorter one.
+            out += [(marker, b"\xff\xe0\x00\x10" + body[:12] + b"\0\0")] if len(body) >= 14 else []
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
             profile.append((body[12], segment[18:]))
         elif marker == 0xEE and body.startswith(b"Adobe"):
-            out.append((marker, b"\xff\xee\x00\x0e" + body[:12]))
+            out += [(marker, b"\xff\xee\x00\x0e" + body[:12])] if len(body) >= 12 else []
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             out.append((marker, segment))
     icc = clean_icc(b"".join(part for _, part in sorted(profile)))

@@ -60,8 +60,9 @@ def _units(mask: np.ndarray, factors: tuple[int, int]) -> np.ndarray:
     step_x, step_y = 8 * factors[0], 8 * factors[1]
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % step_y), (0, -width % step_x)))
-    blocks = padded.reshape(padded.shape[0] // step_y, step_y, padded.shape[1] // step_x, step_x)
-    return np.asarray(blocks.any(axis=(1, 3)))
+    # Rows first: whole lines are joined at once, and little is left for the columns.
+    rows = padded.reshape(-1, step_y, padded.shape[1]).any(axis=1)
+    return np.asarray(rows.reshape(rows.shape[0], -1, step_x).any(axis=2))
 
 
 def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
@@ -96,14 +97,17 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
     buffer = io.BytesIO()
     tables = getattr(source, "quantization", {})
     edited.save(buffer, "JPEG", qtables=tables, subsampling=SUBSAMPLINGS[factors])
-    with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
-        old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
-        if not _replace(old, new, units, (rows, columns), factors):
-            return None
-        with _memory_file(b"") as out_path:
-            old.write_dct(out_path)
-            with open(out_path, "rb") as file:
-                return file.read()
+    try:
+        with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
+            old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
+            if not _replace(old, new, units, (rows, columns), factors):
+                return None
+            with _memory_file(b"") as out_path:
+                old.write_dct(out_path)
+                with open(out_path, "rb") as file:
+                    return file.read()
+    except OSError:  # a structure that Pillow forgives and jpeglib does not
+        return None
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, slice]:

@@ -73,6 +73,7 @@ SCORE_COLUMNS: dict[str, dict[str, str | tuple[str, ...]]] = {
     },
     PRIVACY_SCORES: {
         "faces": ("list", "list", "float32"),
+        "face_confidences": ("list", "float32"),
         "faces_before": ("list", "list", "float32"),
         "faces_left": "int32",
         "words": "int32",

@@ -52,6 +52,10 @@ def anonymize(
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in memory at a time.")] = 32,
     num_processes: ProcessesOption = 1,
+    streaming: Annotated[
+        bool,
+        typer.Option("--streaming", help="Reads a Hub dataset from front to back, as tar files always are."),
+    ] = False,
     one_step_at_a_time: Annotated[
         bool,
         typer.Option(
@@ -75,7 +79,7 @@ def anonymize(
         from u2s_datasets.transforms.anonymize import load_preset
 
         anonymizer = load_preset(preset, set_ or [], config.read_criteria(criteria) if criteria else None)
-        opened = open_source(source, split, image_column, label_column, limit)
+        opened = open_source(source, split, image_column, label_column, limit, streaming or None)
         if ray is not None and (num_processes > 1 or one_step_at_a_time):
             raise UsageError("--ray goes with neither --num-processes nor --one-step-at-a-time")
         pool = pool_of(ray, ray_actors, ray_cpus, ray_gpus) if ray is not None else None

@@ -51,7 +51,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Prints one machine-rea
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar over rows on standard error; gives the function that moves it on. Only the first rank shows it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_first = os.environ.get("RANK", "0") == "0"
@@ -113,12 +113,13 @@ def run_job(
     """
     from u2s_datasets.run import ranks, runner
     from u2s_datasets.run.storage import place
+    from u2s_datasets.run.streams import shards_there
 
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     folder = place(out)
     try:
-        with progress(parts * sum(len(data) for data in source.splits.values())) as advance:
+        with progress(None if source.rows is None else parts * source.rows) as advance:
             if pool is not None:
                 from u2s_datasets.run.ray import run_on_ray
 
@@ -132,10 +133,10 @@ def run_job(
                 )
             return runner.run(source, job, folder, shard_size, batch_size, advance, **how)
     except KeyboardInterrupt:
-        shards = runner.shards_of(source, folder, shard_size)
+        shards, unread = shards_there(source, folder, shard_size)
         finished = sum(shard.is_finished for shard in shards)
         print(
-            f"\nStopped. {finished} of {len(shards)} shards are finished and valid; "
+            f"\nStopped. {finished} of {len(shards) + unread} shards are finished and valid; "
             "give the same command again to continue.",
             file=sys.stderr,
         )

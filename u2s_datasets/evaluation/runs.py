@@ -22,7 +22,7 @@ from u2s_datasets.evaluation.reduce import REDUCERS, Reducer, results
 from u2s_datasets.evaluation.statistics import check_confidence
 from u2s_datasets.evaluation.utility import utility
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.record import SETTINGS_FILE
+from u2s_datasets.run.record import SETTINGS_FILE, STREAMED
 from u2s_datasets.run.rows import first
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.score import COLUMNS, DIMENSION_OF, Score
@@ -49,6 +49,8 @@ def read_run(run: Path, name: str = "RUN") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{name} is the folder that `u2s anonymize` wrote; there is none") from error
     for split, count in about["rows"].items():
+        if not isinstance(count, int):
+            raise UsageError(STREAMED)
         written = sum(pq.read_metadata(file).num_rows for file in shard_files(run, split))
         if written != count:
             raise UsageError(f"the run is not finished: {written} of {count} rows of {split!r} are there")

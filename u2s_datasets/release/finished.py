@@ -21,7 +21,7 @@ from datasets import Features
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
-from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE
+from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE, STREAMED
 from u2s_datasets.schema import Status
 
 AT_A_TIME = 64  # rows in memory
@@ -73,6 +73,8 @@ def open_finished(path: Path) -> Finished:
         commits = yaml.safe_load(revisions.read_text("utf-8")) if revisions.exists() else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError("RUN is the folder that `u2s anonymize` wrote; there is none") from error
+    if not all(isinstance(count, int) for count in rows.values()):
+        raise UsageError(STREAMED)
     files = {split: _shards(path, split, count, size) for split, count in rows.items()}
     expected = [file for some in files.values() for file in some]
     finished = [file for file in expected if file.is_file()]

@@ -20,7 +20,7 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.run.record import SETTINGS_FILE, fingerprint_of
+from u2s_datasets.run.record import SETTINGS_FILE, STREAMED, fingerprint_of
 from u2s_datasets.transforms.base import class_names
 
 TEXTS = (
@@ -163,6 +163,8 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text("utf-8"))
         rows, size = settings["data"]["rows"], settings["shard_size"]
+        if any(isinstance(count, str) for count in rows.values()):
+            raise UsageError(STREAMED)
         whole = size > 0 and all(isinstance(count, int) for count in rows.values())
         known = {"fingerprint", "image_column", "label_column"} <= set(settings["data"])
         if not (whole and known and "seed" in settings["settings"]):

@@ -21,9 +21,10 @@ from u2s_datasets.errors import RanksDied, U2SError, UsageError
 from u2s_datasets.models.base import cores
 from u2s_datasets.run.claims import Claim, claims_of, followed
 from u2s_datasets.run.runner import conclude, opened, run
-from u2s_datasets.run.shards import Job, Summary, shards_of, tallies
+from u2s_datasets.run.shards import Job, Summary, tallies
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place, place
+from u2s_datasets.run.streams import shards_there
 from u2s_datasets.run.world import World, rank_environment
 
 STOP = 20.0  # seconds that a rank has to end after an interrupt
@@ -55,18 +56,19 @@ def launch(
         )
     world = World(world.run, 0, 1, name="launcher")
     with opened(source, job, out, shard_size, world, fresh) as claim:
-        shards = shards_of(source, out, shard_size)
+        shards, unread = shards_there(source, out, shard_size)
         finished = tallies(shards, job)
-        if len(finished) < len(shards):
+        if len(finished) < len(shards) or unread:
             how = {"one_step_at_a_time": one_step_at_a_time, "keep_steps": True}
             work = (source, job, out, shard_size, batch_size)
             with followed(out, world.run, on_rows):
                 ends = _run_ranks(pickle.dumps((work, how)), world.run, num_processes)
-            _check(ends, len(shards), len(tallies(shards, job)))
+            shards, unread = shards_there(source, out, shard_size)
+            _check(ends, len(shards) + unread, len(tallies(shards, job)))
         else:
             on_rows(sum(shard.rows for shard in shards))
         seconds = _seconds(out, claim)
-        return conclude(job, out, shards, finished, seconds, keep_steps)
+        return conclude(job, out, shards, finished, seconds, keep_steps, unread)
 
 
 def _seconds(out: Place, claim: Claim) -> dict[str, float]:
@@ -155,7 +157,12 @@ def _end_with_launcher() -> None:
 
 def main() -> None:
     """What a rank's process does."""
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    # Warnings go into the log of the rank alone: N ranks would say the same on one screen.
+    screen = logging.StreamHandler()
+    screen.setLevel(logging.ERROR)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[screen]
+    )
     # The pipe is for the last words alone: whatever a library prints would fill it up.
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -92,6 +92,8 @@ def run_on_ray(
     ray, out, world = _import_ray(), place(out), World.here()
     if world.size > 1:
         raise UsageError("Ray starts its actors itself: leave out accelerate launch or torchrun")
+    if source.streams:
+        raise UsageError("Ray needs a source whose number of rows is known; this one is streamed")
     with runner.opened(source, job, out, shard_size, world, fresh) as claim:
         shards = shards_of(source, out, shard_size)
         found = tallies(shards, job)

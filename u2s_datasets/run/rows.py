@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Dataset, Features, IterableDataset
 from datasets.table import cast_array_to_feature
 
 from u2s_datasets.errors import UsageError
@@ -129,6 +129,36 @@ class Beside:
         own = self.rows.read(start, stop, [name for name in names if name not in added])
         more = self.more.read(start, stop, added)
         return pa.table([(more if name in added else own)[name] for name in names], names=names)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows whose number is not known before they have been read, in pieces that can be read apart.
+
+    Attributes:
+        data: where they come from, with these columns.
+        features: of the columns, the image's undecoded.
+        pieces: how many; each is read from front to back.
+    """
+
+    data: IterableDataset
+    features: Features
+    pieces: int
+
+    def tables(self, piece: int, start: int, size: int) -> Iterator[pa.Table]:
+        """The rows of a piece from `start` on, `size` at a time."""
+        data = self.data if self.pieces == 1 else self.data.shard(self.pieces, piece)
+        schema = self.features.arrow_schema
+        # Through Python, since a table of a few rows without a value would have no type to join with others.
+        for batch in data.skip(start).with_format(None).iter(size):
+            encoded = self.features.encode_batch({name: batch[name] for name in self.features})
+            yield pa.table(
+                [
+                    pa.array(encoded[name], field.type)
+                    for name, field in zip(schema.names, schema, strict=True)
+                ],
+                schema=schema,
+            )
 
 
 def typed(table: pa.Table, features: Features) -> pa.Table:

@@ -12,29 +12,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Features, Image
-
-from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.image_io import Photo
-from u2s_datasets.models.base import adapters_in, parallel, release
+from u2s_datasets.models.base import adapters_in, release
 from u2s_datasets.run import record
 from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
-from u2s_datasets.run.overlap import ahead, behind, portions
 from u2s_datasets.run.parts import source_for, step_shard
-from u2s_datasets.run.rows import Rows
-from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, shards_of, summary_of, tallies
+from u2s_datasets.run.pipeline import compute_shard
+from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, summary_of, tallies
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, explained, names, place, remove_leftovers, renamed
+from u2s_datasets.run.storage import Place, explained, names, place, remove_leftovers
+from u2s_datasets.run.streams import pieces_of, shards_there
 from u2s_datasets.run.world import World, log, logged, take_device
-from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
 
 
 def run(
@@ -72,6 +65,10 @@ def run(
         UsageError: the folder holds something else, can't be written, or another run is at work there.
         SetupError: a model or library is missing; nothing has been written for the current shard.
     """
+    if source.streams and one_step_at_a_time:
+        raise UsageError(
+            "one step at a time needs a source whose number of rows is known; this one is streamed"
+        )
     out, world = place(out), World.here()
     take_device(world)
     with (
@@ -79,24 +76,33 @@ def run(
         logged(out, world),
         ExitStack() as stack,
     ):
-        shards = shards_of(source, out, shard_size)
-        mine = shards[world.rank :: world.size]
+        shards, _ = shards_there(source, out, shard_size)
+        mine = [] if source.streams else shards[world.rank :: world.size]
+        pieces = pieces_of(source, out, shard_size)[world.rank :: world.size]
         if world.size > 1 and world.leads:
             stack.enter_context(followed(out, world.run, on_rows))
-        log.info("rank %d of %d: %d of %d shards are its own", world.rank, world.size, len(mine), len(shards))
+        whose = (world.rank, world.size, len(mine), len(shards), len(pieces))
+        log.info("rank %d of %d: %d of %d shards and %d pieces are its own", *whose)
         rank = _Rank(source, job, out, batch_size, claim, on_rows if world.size == 1 else _nobody)
-        found = tallies(mine, job)
+        found = tallies(shards if source.streams else mine, job)
         log.info("%d of them are finished", len(found))
         rank.work(mine, found, job.parts if one_step_at_a_time else (job,))
+        for piece in pieces:
+            piece.write(source, lambda shard, part: rank.write(shard, part, job), rank.advance)
         log.info("done")
         claim.say()
         if world.is_launched:
             return Summary()
         idle = len(found) == len(mine) and not world.leads
-        if world.size > 1 and (idle or not {s.path.name for s in shards} <= names(out / record.DATA)):
+        if (
+            not source.streams
+            and world.size > 1
+            and (idle or not {s.path.name for s in shards} <= names(out / record.DATA))
+        ):
             # Another rank concludes. A thousand that each opened every shard would make hours of requests.
             return summary_of(tallies(mine, job), job, len(shards), len(found), claim.seconds)
-        return conclude(job, out, shards, found, claim.seconds, keep_steps)
+        shards, unread = shards_there(source, out, shard_size)
+        return conclude(job, out, shards, found, claim.seconds, keep_steps, unread)
 
 
 def _nobody(rows: int) -> None:
@@ -121,12 +127,12 @@ class _Rank:
     def work(self, mine: list[Shard], found: dict[Shard, Tally], parts: tuple[Any, ...]) -> None:
         """Finishes its shards, with the whole job for one after the other or with each part for all."""
         todo = [shard for shard in mine if shard not in found]
-        self._advance(sum(shard.rows for shard in found) * len(parts))
+        self.advance(sum(shard.rows for shard in found) * len(parts))
         if len(parts) > 1:
             self._by_parts(todo, parts)
         else:
             for shard in todo:
-                self._write(shard, self.source, self.job)
+                self.write(shard, self.source, self.job)
 
     def _by_parts(self, todo: list[Shard], parts: tuple[Any, ...]) -> None:
         steps = {
@@ -139,14 +145,16 @@ class _Rank:
             for shard in todo:
                 target = shard if part.is_last else steps[shard][index]
                 if not part.is_last and target.is_finished:
-                    self._advance(shard.rows)
+                    self.advance(shard.rows)
                 else:
-                    self._write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
+                    self.write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
 
-    def _write(self, shard: Shard, source: Source, job: Job) -> None:
-        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self._advance)
+    def write(self, shard: Shard, source: Source, job: Job) -> None:
+        """Computes and writes one shard."""
+        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance)
 
-    def _advance(self, rows: int) -> None:
+    def advance(self, rows: int) -> None:
+        """Rows are done; stops if the folder is another run's by now."""
         self.claim.check()
         self.claim.rows += rows
         self.on_rows(rows)
@@ -171,7 +179,7 @@ def write_shard(
         if isinstance(shard.path, Path):
             remove_leftovers(shard.path)
         shard.path.parent.mkdir(parents=True, exist_ok=True)
-        _write(shard, source, job, batch_size, seconds, on_rows)
+        compute_shard(shard, source, job, batch_size, seconds, on_rows)
         record.record_revisions(out)
     log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
 
@@ -236,6 +244,7 @@ def conclude(
     known: dict[Shard, Tally],
     seconds: dict[str, float],
     keep_steps: bool,
+    unread: int = 0,
 ) -> Summary:
     """What the folder holds now; where that is all, the manifest is written and the steps' columns go.
 
@@ -243,8 +252,9 @@ def conclude(
     were finished before this call.
     """
     found = known | tallies([shard for shard in shards if shard not in known], job)
-    summary = summary_of(found, job, len(shards), len(known), seconds)
-    if len(found) == len(shards):
+    # A piece of a stream that has not been read to its end has one more file at least.
+    summary = summary_of(found, job, len(shards) + unread, len(known), seconds)
+    if len(found) == len(shards) and not unread:
         total: Counter[str] = Counter()
         for told in claims_of(out):
             total.update(told.get("seconds", {}))
@@ -267,81 +277,3 @@ def conclude(
             if not keep_steps:
                 record.clear_steps(out)
     return summary
-
-
-def output_features(source: Source, job: Job) -> Features:
-    """The features of the shards: the user's columns without any images, and the added ones."""
-    own = next(iter(source.splits.values())).features
-    kept = {name: feature for name, feature in own.items() if not isinstance(feature, Image)}
-    return Features({**kept, **schema.features(*job.adds)})
-
-
-def _write(
-    shard: Shard,
-    source: Source,
-    job: Job,
-    batch_size: int,
-    seconds: dict[str, float],
-    on_rows: Callable[[int], None],
-) -> None:
-    arrow_schema = output_features(source, job).arrow_schema
-
-    with (
-        renamed(shard.path) as temporary,
-        pq.ParquetWriter(temporary, arrow_schema) as writer,
-        behind() as later,
-        closing(_batches(shard, source, job, batch_size, seconds)) as opened,
-    ):
-        # Without decoding there is too little to do beside: two threads would wait for Python's lock.
-        batches = ahead(opened) if job.looks else opened
-        for rows, batch in batches:
-            added = job.timed(batch, seconds)
-            with clock(seconds, "write"):
-                later(writer.write_table, _joined(rows, added, arrow_schema))
-            on_rows(rows.num_rows)
-
-
-def _batches(
-    shard: Shard, source: Source, job: Job, batch_size: int, seconds: dict[str, float]
-) -> Generator[tuple[pa.Table, Batch], None, None]:
-    """The rows of a shard as they are, and opened for the job, decoded where it looks at the pixels."""
-    data = source.splits[shard.split]
-    for start in range(shard.start, shard.stop, batch_size):
-        with clock(seconds, "read"):
-            rows = data.read(start, min(start + batch_size, shard.stop))
-            batch = _batch(rows, source, data, job.reads)
-            photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
-        for first, last in portions(photos):
-            part = {name: values[first:last] for name, values in batch.items()}
-            if job.looks:
-                with clock(seconds, "read"):
-                    part[schema.IMAGE] = parallel(decoded, part[schema.IMAGE])
-            yield rows.slice(first, last - first), part
-
-
-def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -> Batch:
-    labels: list[str | None] = [None] * rows.num_rows
-    if source.label_column:
-        feature = data.features[source.label_column]
-        labels = class_names(rows[source.label_column].to_pylist(), feature)
-    more = {name: rows[name].to_pylist() for name in reads if name in rows.column_names}
-    return {**more, schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
-
-
-def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field_ in arrow_schema:
-        if field_.name in added:
-            columns.append(_array(added[field_.name], field_.type))
-        else:
-            columns.append(rows[field_.name].cast(field_.type))
-    return pa.table(columns, schema=arrow_schema)
-
-
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if not any(isinstance(value, Photo) for value in values):
-        return pa.array(values, type=kind)
-    # From dictionaries Arrow would take five times as long.
-    encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
-    paths = pa.nulls(len(values), pa.string())
-    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())

@@ -22,11 +22,12 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.doctor import gpu_memory_used
+from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import load_seconds
 from u2s_datasets.run import runner
 from u2s_datasets.run.rows import Rows
-from u2s_datasets.run.shards import Job
+from u2s_datasets.run.shards import Job, shards_of
 from u2s_datasets.run.source import Source
 from u2s_datasets.transforms.anonymize import Anonymizer
 from u2s_datasets.transforms.base import Batch
@@ -119,14 +120,19 @@ def measure(
         batch_size: rows of a batch. The interval rests on the number of batches.
         seed: of the choice of rows.
         on_rows: told the number of rows done, for progress.
+
+    Raises:
+        UsageError: the source is streamed.
     """
+    if source.streams:
+        raise UsageError("a plan needs a source whose number of rows is known; this one is streamed")
     chosen, meter = sampled(source, rows, seed), _Meter(job)
     gpu_before = gpu_memory_used()
     with tempfile.TemporaryDirectory(prefix="u2s-plan-") as folder:
         start = time.perf_counter()
         summary = runner.run(chosen, cast(Job, meter), Path(folder) / "run", rows, batch_size, on_rows)
         wall = time.perf_counter() - start - meter.again
-        shards = runner.shards_of(chosen, Path(folder) / "run", rows)
+        shards = shards_of(chosen, Path(folder) / "run", rows)
         start = time.perf_counter()
         written = runner.tallies(shards, job)
         checking = (time.perf_counter() - start) / len(written)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from u2s_datasets.run.record import DATA
+from u2s_datasets.run.record import DATA, PIECES
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place
 from u2s_datasets.transforms.base import Batch, Transform
@@ -105,7 +105,10 @@ def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:
     return {
         "data": {
             "fingerprint": source.fingerprint,
-            "rows": {split: len(data) for split, data in source.splits.items()},
+            "rows": {
+                **{split: len(rows) for split, rows in source.splits.items()},
+                **{split: PIECES.format(stream.pieces) for split, stream in source.streams.items()},
+            },
             "image_column": source.image_column,
             "label_column": source.label_column,
         },

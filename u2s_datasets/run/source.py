@@ -8,17 +8,28 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    load_from_disk,
+)
 from PIL import Image as PillowImage
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.run import tables
-from u2s_datasets.run.rows import DatasetRows, Rows, chosen
+from u2s_datasets.run.rows import DatasetRows, Rows, Stream, chosen
 
 # Camera formats that Pillow can't open are listed too: such a row is withheld and counted, never overlooked.
 UNOPENED = {".heic", ".heif", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
@@ -35,6 +46,7 @@ class Source:
         image_column, label_column: their names; no label column is None.
         fingerprint: of the data; a run continues only on the same.
         notes: what a user should know, such as columns left behind.
+        streams: splits of unknown length by name, in place of `splits`.
     """
 
     splits: dict[str, Rows]
@@ -42,6 +54,18 @@ class Source:
     label_column: str | None
     fingerprint: str
     notes: list[str] = field(default_factory=list)
+    streams: dict[str, Stream] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Features:
+        """The columns, as those of the first split."""
+        held: list[Rows | Stream] = [*self.splits.values(), *self.streams.values()]
+        return held[0].features
+
+    @property
+    def rows(self) -> int | None:
+        """How many there are; None if that is not known."""
+        return None if self.streams else sum(len(rows) for rows in self.splits.values())
 
 
 def open_source(
@@ -50,6 +74,7 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     limit: int | None = None,
+    streaming: bool | None = False,
 ) -> Source:
     """Opens a source.
 
@@ -59,27 +84,32 @@ def open_source(
         image_column: its name; found by its feature if there is one.
         label_column: its name; found by its feature if there is one.
         limit: the first rows of each split only.
+        streaming: whether rows may come from front to back, without a known number; None lets a source that can
+            be opened otherwise be opened so.
 
     Raises:
         UsageError: nothing there, or no single image column; the message says what to do.
     """
-    splits, fingerprint = open_table(source)
+    splits, fingerprint = open_table(source, streaming)
     return _chosen(splits, fingerprint, split, image_column, label_column, limit)
 
 
 def source_of(
-    data: Dataset | DatasetDict,
+    data: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     limit: int | None = None,
 ) -> Source:
-    """The same for data that Python holds already; see `open_source`."""
+    """The same for data that Python holds or streams already; see `open_source`.
+
+    A stream has no fingerprint: a run goes on with it if its pieces and columns are the same.
+    """
     return _chosen(*tables.by_split(data), split, image_column, label_column, limit)
 
 
 def _chosen(
-    splits: dict[str, Rows],
+    splits: Mapping[str, Rows | IterableDataset],
     fingerprint: str,
     split: str | None,
     image_column: str | None,
@@ -91,6 +121,7 @@ def _chosen(
             raise UsageError(f"there is no split {split!r}; there are: {', '.join(splits)}")
         splits = {split: splits[split]}
     features = next(iter(splits.values())).features
+    assert features is not None, "the features of a stream are resolved"
     image_column = _image_column(features, image_column)
     label_column = _label_column(features, label_column)
     if taken := set(features) & set(schema.ADDED_COLUMNS):
@@ -99,20 +130,45 @@ def _chosen(
     notes = [f"the column {name!r} holds media that nothing inspects; it is left out" for name in left]
     kept = [name for name in features if name not in left]
     encoded = {image_column: Image(decode=False)}
-    splits = {name: chosen(rows, kept, encoded, limit) for name, rows in splits.items()}
-    if not any(len(rows) for rows in splits.values()):
+    counted: dict[str, Rows] = {}
+    streams: dict[str, Stream] = {}
+    for name, rows in splits.items():
+        if isinstance(rows, IterableDataset):
+            streams[name] = _stream(rows, Features({c: encoded.get(c, features[c]) for c in kept}), limit)
+        else:
+            counted[name] = chosen(rows, kept, encoded, limit)
+    if not streams and not any(len(rows) for rows in counted.values()):
         raise UsageError("the source has no rows")
-    return Source(splits, image_column, label_column, fingerprint, notes)
+    return Source(counted, image_column, label_column, fingerprint, notes, streams)
 
 
-def open_table(source: str) -> tuple[dict[str, Rows], str]:
+def _stream(data: IterableDataset, features: Features, limit: int | None) -> Stream:
+    # The first rows are those of the first pieces, so they are one piece.
+    data = (data if limit is None else data.take(limit)).select_columns(list(features))
+    for name, feature in features.items():
+        if isinstance(feature, Image):  # or `datasets` would decode it on the way
+            data = data.cast_column(name, feature)
+    return Stream(data, features, data.num_shards if limit is None else 1)
+
+
+def open_table(source: str, streaming: bool | None = False) -> tuple[Any, str]:
     """The splits of a source with all their columns, and a fingerprint of the data.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: nothing there, or it can only be streamed and may not be.
     """
+    splits, fingerprint = _table(source, streaming)
+    if streaming is False and any(isinstance(rows, IterableDataset) for rows in splits.values()):
+        raise UsageError(
+            "this source can only be read from front to back, without knowing how many rows there are; "
+            "`u2s anonymize` takes it, other commands don't"
+        )
+    return splits, fingerprint
+
+
+def _table(source: str, streaming: bool | None) -> tuple[Any, str]:
     if re.fullmatch(r"hf://datasets/[\w.-]+/[\w.-]+", source):
-        return tables.open_hub(source.removeprefix("hf://datasets/"))
+        return tables.open_hub(source.removeprefix("hf://datasets/"), bool(streaming))
     if "://" in source:
         return tables.open_url(source)
     path = Path(source)
@@ -126,14 +182,14 @@ def open_table(source: str) -> tuple[dict[str, Rows], str]:
             raise UsageError("no file matches the pattern")
         return _files(matches)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.parent.is_dir():
-        return tables.open_hub(source)
+        return tables.open_hub(source, bool(streaming))
     raise UsageError(
         "the source does not exist. Give a folder of images, Parquet or Arrow files, a saved dataset, "
         "a URL of Parquet files, or a Hub id such as namespace/name"
     )
 
 
-def _folder(path: Path) -> tuple[dict[str, Rows], str]:
+def _folder(path: Path) -> tuple[Any, str]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return tables.by_split(load_from_disk(str(path)))
     found = sorted(
@@ -151,6 +207,8 @@ def _folder(path: Path) -> tuple[dict[str, Rows], str]:
         raise UsageError("the folder holds Parquet and Arrow files; name those to take")
     if suffixes:
         return tables.open_folder(str(path), suffixes.pop())
+    if not images and (tars := [file for file in found if tables.is_tar(file.name)]):
+        return tables.open_tars([str(file) for file in tars])
     if not images:
         raise UsageError("the folder holds no images, Parquet or Arrow files")
     return _images(path, images)
@@ -200,10 +258,12 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _files(files: list[Path]) -> tuple[dict[str, Rows], str]:
+def _files(files: list[Path]) -> tuple[Any, str]:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) == 1 and kinds <= TABLES:
         return tables.open_files({tables.TRAIN: [str(file.absolute()) for file in files]}, kinds.pop())
+    if all(tables.is_tar(file.name) for file in files):
+        return tables.open_tars([str(file.absolute()) for file in files])
     if kinds <= _image_suffixes():
         root = Path(os.path.commonpath([file.absolute().parent for file in files]))
         return _images(root, [file.absolute() for file in files])

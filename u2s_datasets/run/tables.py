@@ -6,24 +6,37 @@ not of every byte.
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import os
+import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, concatenate_datasets, load_dataset_builder
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 from datasets.exceptions import DatasetNotFoundError
 from datasets.table import InMemoryTable
 
 from u2s_datasets.errors import MissingExtra, UsageError
-from u2s_datasets.run.parquet import DAMAGED, ParquetRows, read_footers, sample_of
+from u2s_datasets.run.parquet import DAMAGED, THREADS, ParquetRows, read_footers, sample_of
 from u2s_datasets.run.rows import DatasetRows, Rows
 
 Splits = dict[str, Rows]
+TAR_END = 1024  # zero bytes that end a tar (POSIX pax, two blocks)
 PARQUET, ARROW = ".parquet", ".arrow"
 TRAIN = "train"
 # What a store needs beside fsspec, which every installation of `datasets` has.
@@ -91,8 +104,8 @@ def _arrow(files: Sequence[str]) -> Dataset:
     return concatenate_datasets(parts)
 
 
-def open_url(url: str) -> tuple[Splits, str]:
-    """Parquet files of a store: one, those that a pattern matches, or those of a folder.
+def open_url(url: str) -> tuple[Any, str]:
+    """Parquet files of a store: one, those that a pattern matches, or those of a folder; or tar files.
 
     Raises:
         UsageError: nothing there.
@@ -101,8 +114,12 @@ def open_url(url: str) -> tuple[Splits, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
         if any(char in path for char in "*?["):
-            matches = sorted(fs.glob(path))
-            return open_files({TRAIN: [fs.unstrip_protocol(match) for match in matches]}, PARQUET)
+            matches = [fs.unstrip_protocol(match) for match in sorted(fs.glob(path))]
+            if matches and all(map(is_tar, matches)):
+                return open_tars(matches)
+            return open_files({TRAIN: matches}, PARQUET)
+        if is_tar(path):
+            return open_tars([url])
         # A web server has no folders, and takes a slash at the end for one.
         if not path.endswith(PARQUET) and fs.isdir(path):
             return open_folder(url, PARQUET)
@@ -116,11 +133,11 @@ def open_url(url: str) -> tuple[Splits, str]:
     raise UsageError("there is nothing at the URL; give a Parquet file, a folder of them, or a pattern")
 
 
-def open_hub(name: str) -> tuple[Splits, str]:
-    """A dataset of the Hub: its Parquet files are read where they lie.
+def open_hub(name: str, streaming: bool) -> tuple[Any, str]:
+    """A dataset of the Hub: its Parquet files are read where they lie, and everything else is streamed.
 
     Raises:
-        UsageError: no such dataset, or it is not made of Parquet files.
+        UsageError: no such dataset.
     """
     try:
         builder = load_dataset_builder(name)
@@ -131,13 +148,62 @@ def open_hub(name: str) -> tuple[Splits, str]:
         raise UsageError(
             f"there is no such folder or file, and the Hub gave no dataset of that name ({type(error).__name__})"
         ) from error
-    if not all(file.endswith(PARQUET) for some in files.values() for file in some):
-        raise UsageError("the dataset is not made of Parquet files")
+    if streaming or not all(file.endswith(PARQUET) for some in files.values() for file in some):
+        return by_split(builder.as_streaming_dataset(), repr(sorted(files.items())))
     return open_files(files, PARQUET, builder.info.features)
 
 
-def by_split(loaded: Any) -> tuple[Splits, str]:
-    """The splits of a dataset of `datasets`, and its fingerprint."""
+def is_tar(name: str) -> bool:
+    """Whether a file is a tar by its name, packed or not."""
+    return name.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def open_tars(files: list[str]) -> tuple[Any, str]:
+    """Tar files in WebDataset's format as one split, streamed; each is a piece.
+
+    Raises:
+        UsageError: one is cut short, the first can't be read, or it is of another format.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        ends = functools.partial(_end_of, total=len(files))
+        told = list(pool.map(ends, range(1, len(files) + 1), files))
+    try:
+        loaded = load_dataset("webdataset", data_files={TRAIN: files}, streaming=True)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise UsageError(
+            f"the first of the {len(files)} tar files can't be read, or its files are not named as WebDataset does, "
+            f"such as 0001.jpg beside 0001.json ({type(error).__name__})"
+        ) from error
+    return by_split(loaded, repr(told))
+
+
+def _end_of(number: int, file: str, total: int) -> tuple[str, int]:
+    """Name and size of a tar. A reader takes one that is cut short for one that ends there, so it is looked for."""
+    try:
+        fs, path = fsspec.core.url_to_fs(file)
+        size = int(fs.size(path) or 0)
+        end = fs.cat_file(path, start=max(0, size - TAR_END), end=size) if file.endswith(".tar") else b""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"tar file {number} of {total} can't be opened ({type(error).__name__})") from error
+    if file.endswith(".tar") and end != bytes(TAR_END):
+        raise UsageError(f"tar file {number} of {total} is cut short: it lacks the mark of its end")
+    return os.path.basename(file), size
+
+
+def by_split(loaded: Any, about: str = "") -> tuple[Any, str]:
+    """The splits of a dataset of `datasets`, and its fingerprint; that of a stream is of `about` and its pieces."""
+    if isinstance(loaded, (IterableDataset, IterableDatasetDict)):
+        several = isinstance(loaded, IterableDatasetDict)
+        streams = dict(loaded) if several else {loaded.split or TRAIN: loaded}
+        try:
+            resolved = {str(name): data._resolve_features() for name, data in streams.items()}
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise UsageError(
+                f"the columns of the stream can't be told from its first rows ({type(error).__name__}); give "
+                "`features` to `map` or `from_generator`"
+            ) from error
+        about_each = [(name, data.num_shards, str(data.features)) for name, data in resolved.items()]
+        return resolved, hashlib.blake2b(repr((about, about_each)).encode(), digest_size=16).hexdigest()
     parts = dict(loaded) if isinstance(loaded, DatasetDict) else {loaded.split or TRAIN: loaded}
     told = sorted((str(name), data._fingerprint, len(data)) for name, data in parts.items())
     digest = hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()

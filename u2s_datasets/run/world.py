@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2s_datasets.errors import UsageError
+from u2s_datasets.run.claims import whereabouts
 from u2s_datasets.run.record import LOGS
 from u2s_datasets.run.storage import Place, RemotePath, write_text
 
@@ -89,9 +90,10 @@ def _shared_id(env: Mapping[str, str]) -> str:
         raise UsageError(
             f"RANK is set, but nothing that all ranks of this start share. Set {RUN_ID} to the same new text for all of them"
         )
-    # "localhost" is another machine on each.
-    if env.get("MASTER_ADDR", "") in ("localhost", "127.0.0.1", "::1", ""):
-        parts.append(str(uuid.getnode()))
+    if env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE"):
+        # One machine: "localhost" and the usual port say nothing, the process that started all ranks does.
+        parent = whereabouts(os.getppid())
+        parts += [parent["machine"], str(parent["pid"]), str(parent["start"])]
     return uuid.uuid5(uuid.NAMESPACE_URL, "/".join(parts)).hex[:12]
 
 

@@ -90,7 +90,7 @@ def judge(
         faces = max(faces or 0, len(again))
     words, likeness = _words(case, originals, found, limits.word_ratio)
     inside, copied = change_inside(case.photo.pixels, case.edited.pixels, originals, limits.min_change)
-    outside = _outside(case, mask)
+    outside = case.photo.changed_outside(case.edited, mask)
     case.checks = {
         "face_similarity": similarity,
         "faces_left": faces,
@@ -223,10 +223,3 @@ def change_inside(
         copied |= variation > 2 and change < least * variation
         changes.append(change / 255)
     return float(np.mean(changes)), copied
-
-
-def _outside(case: Case, mask: np.ndarray) -> float:
-    """The share of the pixels outside the editable area that differ, 0 to 1."""
-    assert case.edited is not None
-    outside = mask.size - np.count_nonzero(case.photo.editable_area(mask))
-    return case.photo.changed_outside(case.edited, mask) / outside if outside else 0.0

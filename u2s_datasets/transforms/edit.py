@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
-from u2s_datasets.jpeg_splice import bounds
 from u2s_datasets.models import AnyEditor
 from u2s_datasets.models.base import SETTINGS, EditRequest, parallel
 from u2s_datasets.models.editors.redact import Redactor
@@ -135,17 +134,24 @@ class Edit(Transform):
             raise ValueError("the editor returned an image of another size or type")
         if self.composite == "full" or not regions:
             return photo.with_pixels(edited, np.ones(edited.shape[:2], bool))
-        weight = np.zeros(photo.pixels.shape[:2], np.float32)
-        for region in regions:
-            x0, y0, x1, y1 = map(int, region.box)
-            part = weight[y0:y1, x0:x1]
-            np.maximum(part, _feather((y0, y1, x0, x1), self._ramp(region), weight.shape), out=part)
-        rows, columns = area = bounds(weight > 0)
+        shape = photo.pixels.shape[:2]
+        boxes = np.array([region.box for region in regions], int)
+        (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+        weight = np.zeros((y1 - y0, x1 - x0), np.float32)
+        for region, (u0, v0, u1, v1) in zip(regions, boxes, strict=True):
+            part = weight[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0]
+            np.maximum(part, _feather((v0, v1, u0, u1), self._ramp(region), shape), out=part)
+        inside = weight > 0
         result = np.array(photo.pixels)
-        new = edited[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        blended = result[area] + (new.astype(np.float32) - result[area]) * weight[area][..., None]
-        result[area] = np.rint(blended).astype(np.uint8)
-        return photo.with_pixels(result, weight > 0)
+        old = result[y0:y1, x0:x1]
+        new = edited[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.float32)
+        new -= old
+        new *= weight[..., None]
+        new += old
+        np.copyto(old, np.rint(new, out=new), where=inside[..., None], casting="unsafe")
+        mask = np.zeros(shape, bool)
+        mask[y0:y1, x0:x1] = inside
+        return photo.with_pixels(result, mask)
 
     def _ramp(self, region: Region) -> int:
         """Pixels over which the border of a dilated region fades: half its growth, outside the found box."""

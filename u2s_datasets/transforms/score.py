@@ -104,6 +104,7 @@ class Score(Transform):
 
     needs: ClassVar[tuple[str, ...]] = (schema.IMAGE, schema.EDITED_IMAGE)
     adds: ClassVar[tuple[str, ...]] = tuple(COLUMNS.values())
+    version: ClassVar[int] = 2  # 2: the confidence of each face
 
     def __post_init__(self) -> None:
         """Refuses names that no score has.
@@ -252,13 +253,14 @@ class Score(Transform):
         """Descriptors of both sides, and how many originals are recognised, also where no face is found."""
         boxes = [face.box for face in pair.before.faces]
         if not boxes:
-            return {"faces": [], "faces_before": []}
+            return {"faces": [], "face_confidences": [], "faces_before": []}
         before, after = self._descriptors(pair.before), self._descriptors(pair.after)
         others = [after]
         if pair.is_same_size and pair.after is not pair.before:
             others.append(self.face_embedder.embed(pair.after.photo.pixels, boxes))
         left = likeness.count_recognised(before, np.concatenate(others), self.face_embedder.threshold)
-        return {"faces": after.tolist(), "faces_before": before.tolist(), "faces_left": left}
+        found = {"faces": after.tolist(), "faces_before": before.tolist(), "faces_left": left}
+        return {**found, "face_confidences": [face.score for face in pair.after.faces]}
 
     def _descriptors(self, look: Look) -> np.ndarray:
         if look.descriptors is None:

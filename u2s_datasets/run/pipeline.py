@@ -1,0 +1,112 @@
+"""One shard through a job: its rows are read ahead, opened, worked on, and written behind.
+
+The output has the user's columns but not the source's images: those would carry what the run took away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image
+
+from u2s_datasets import schema
+from u2s_datasets.image_io import Photo
+from u2s_datasets.models.base import parallel
+from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.run.rows import Rows
+from u2s_datasets.run.shards import Job, Shard
+from u2s_datasets.run.source import Source
+from u2s_datasets.run.storage import renamed
+from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
+
+
+def output_features(source: Source, job: Job) -> Features:
+    """The features of the shards: the user's columns without any images, and the added ones."""
+    own = next(iter(source.splits.values())).features
+    kept = {name: feature for name, feature in own.items() if not isinstance(feature, Image)}
+    return Features({**kept, **schema.features(*job.adds)})
+
+
+def compute_shard(
+    shard: Shard,
+    source: Source,
+    job: Job,
+    batch_size: int,
+    seconds: dict[str, float],
+    on_rows: Callable[[int], None],
+) -> None:
+    """Computes a shard and writes its file.
+
+    Args:
+        shard: which rows, and where they go.
+        source: has the shard's split.
+        job: what to do.
+        batch_size: rows in memory at a time.
+        seconds: those of each step are added.
+        on_rows: told how many rows are done.
+    """
+    arrow_schema = output_features(source, job).arrow_schema
+
+    with (
+        renamed(shard.path) as temporary,
+        pq.ParquetWriter(temporary, arrow_schema) as writer,
+        behind() as later,
+        closing(_batches(shard, source, job, batch_size, seconds)) as opened,
+    ):
+        # Without decoding there is too little to do beside: two threads would wait for Python's lock.
+        batches = ahead(opened) if job.looks else opened
+        for rows, batch in batches:
+            added = job.timed(batch, seconds)
+            with clock(seconds, "write"):
+                later(writer.write_table, _joined(rows, added, arrow_schema))
+            on_rows(rows.num_rows)
+
+
+def _batches(
+    shard: Shard, source: Source, job: Job, batch_size: int, seconds: dict[str, float]
+) -> Generator[tuple[pa.Table, Batch], None, None]:
+    """The rows of a shard as they are, and opened for the job, decoded where it looks at the pixels."""
+    data = source.splits[shard.split]
+    for start in range(shard.start, shard.stop, batch_size):
+        with clock(seconds, "read"):
+            rows = data.read(start, min(start + batch_size, shard.stop))
+            batch = _batch(rows, source, data, job.reads)
+            photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
+        for first, last in portions(photos):
+            part = {name: values[first:last] for name, values in batch.items()}
+            if job.looks:
+                with clock(seconds, "read"):
+                    part[schema.IMAGE] = parallel(decoded, part[schema.IMAGE])
+            yield rows.slice(first, last - first), part
+
+
+def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -> Batch:
+    labels: list[str | None] = [None] * rows.num_rows
+    if source.label_column:
+        feature = data.features[source.label_column]
+        labels = class_names(rows[source.label_column].to_pylist(), feature)
+    more = {name: rows[name].to_pylist() for name in reads if name in rows.column_names}
+    return {**more, schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
+
+
+def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field_ in arrow_schema:
+        if field_.name in added:
+            columns.append(_array(added[field_.name], field_.type))
+        else:
+            columns.append(rows[field_.name].cast(field_.type))
+    return pa.table(columns, schema=arrow_schema)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not any(isinstance(value, Photo) for value in values):
+        return pa.array(values, type=kind)
+    # From dictionaries Arrow would take five times as long.
+    encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
+    paths = pa.nulls(len(values), pa.string())
+    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())
