@@ -90,7 +90,13 @@ class Drawn:
 
 
 def sampled(source: Source, rows: int, seed: int = 0) -> Source:
-    """As many rows of a source, drawn over all its splits without replacement, in random order."""
+    """As many rows of a source, drawn over all its splits without replacement, in random order.
+
+    Raises:
+        UsageError: the source is a stream, whose rows nobody has counted.
+    """
+    if source.streams:
+        raise UsageError("a stream can't be drawn from at random: plan with some of its files instead")
     lengths = [len(data) for data in source.splits.values()]
     chosen = np.random.default_rng(seed).choice(sum(lengths), min(rows, sum(lengths)), replace=False)
     splits: dict[str, Rows] = {}
