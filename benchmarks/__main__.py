@@ -10,7 +10,18 @@ from pathlib import Path
 
 from benchmarks.common import Result, Skipped, machine, today
 
-NAMES = ("pipeline", "carry", "deface", "memory", "stage1", "editors", "metrics", "training", "scale")
+NAMES = (
+    "pipeline",
+    "carry",
+    "deface",
+    "memory",
+    "stage1",
+    "editors",
+    "metrics",
+    "training",
+    "reconstruction",
+    "scale",
+)
 
 
 def main() -> int:

@@ -72,6 +72,27 @@ def ratio_of_medians(above: Iterable[list[float]], below: Iterable[list[float]])
     return sum(map(statistics.median, above)) / sum(map(statistics.median, below))
 
 
+def two_level_interval(rows: list[np.ndarray], draws: int = 4000) -> tuple[float, float]:
+    """The 95 % interval of the mean of paired differences, from a bootstrap of two levels.
+
+    Args:
+        rows: for each model, the (n,) differences of its pictures; models are drawn with replacement, and within each
+            its pictures.
+        draws: of the bootstrap.
+
+    >>> low, high = two_level_interval([np.array([0.0, 1.0] * 50), np.array([0.0, 1.0] * 50)])
+    >>> 0.4 < low < 0.45, 0.55 < high < 0.6
+    (True, True)
+    """
+    draw = np.random.default_rng(0)
+    means = []
+    for _ in range(draws):
+        models = draw.integers(len(rows), size=len(rows))
+        means.append(np.mean([draw.choice(rows[model], len(rows[model])).mean() for model in models]))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def fresh(folder: Path) -> Path:
     """The folder, empty."""
     shutil.rmtree(folder, ignore_errors=True)

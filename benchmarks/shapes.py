@@ -25,6 +25,11 @@ CARRIER = 100.0  # the constant in the autoencoder; colours are at most 1
 WORDS = ["make", "paint", "it", "them", "now", "a", "of", "one", "colour", "becomes", *NEW, *OLD, *SHAPES]
 WIDTH = 32  # of the text embeddings
 TOKENS = 16
+LAYOUT: dict[str, Any] = {  # of a UNet: attention at half the latents' resolution alone
+    "block_out_channels": (32, 48),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Drawing:
         return replace(self, ground=(0, 0, 0)).pixels(after=True).max(axis=2) > 110
 
 
-def drawings(count: int, seed: int = 0, most: int = 2) -> list[Drawing]:
+def drawings(count: int, seed: int | list[int] = 0, most: int = 2) -> list[Drawing]:
     """Random drawings of one to `most` shapes that do not touch."""
     draw = np.random.default_rng(seed)
     return [_drawing(draw, int(draw.integers(1, most + 1))) for _ in range(count)]
@@ -136,47 +141,12 @@ def save_untrained(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_generator(folder: Path, steps: int = 250) -> Path:
-    """A Stable Diffusion that was trained to draw shapes from captions such as "a red circle".
-
-    Args:
-        folder: becomes the model.
-        steps: optimiser steps of 16 drawings.
-    """
-    import diffusers
-    import torch
-
-    pipe = pipeline(diffusers.StableDiffusionPipeline, 3, diffusers.DDIMScheduler)
-    noises = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-    pairs = drawings(600, seed=1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        images = np.stack([pair.pixels(after=True) for pair in pairs])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-        latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        texts = [pair.full_caption for pair in pairs]
-        embeds, empty = (pipe.text_encoder(_ids(pipe, some))[0] for some in (texts, [""]))
-        optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-        for _ in range(steps):
-            rows, times = torch.randint(len(pairs), (16,)), torch.randint(1000, (16,))
-            noise = torch.randn_like(latents[rows])
-            context = torch.where(torch.rand(16, 1, 1) < 0.1, empty, embeds[rows])
-            with torch.enable_grad():
-                answer = pipe.unet(noises.add_noise(latents[rows], noise, times), times, context).sample
-                (answer - noise).pow(2).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    pipe.save_pretrained(folder)
-    return folder
-
-
-def _ids(pipe: Any, texts: list[str]) -> Any:
+def ids(pipe: Any, texts: list[str]) -> Any:
+    """(n, TOKENS) of texts, on the CPU."""
     return pipe.tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
 
 
-def pipeline(kind: Any, channels: int, scheduler: Any, seed: int = 0) -> Any:
+def pipeline(kind: Any, channels: int, scheduler: Any, seed: int = 0, layout: dict[str, Any] = LAYOUT) -> Any:
     """A pipeline of tiny parts, its UNet with random weights.
 
     Args:
@@ -184,6 +154,7 @@ def pipeline(kind: Any, channels: int, scheduler: Any, seed: int = 0) -> Any:
         channels: that the UNet takes; it gives 3.
         scheduler: the scheduler's class; it gets Stable Diffusion's noise levels.
         seed: of all weights.
+        layout: the UNet's levels and their blocks.
     """
     import diffusers
     import torch
@@ -194,10 +165,8 @@ def pipeline(kind: Any, channels: int, scheduler: Any, seed: int = 0) -> Any:
             sample_size=SIDE // BLOCK,
             in_channels=channels,
             out_channels=3,
-            block_out_channels=(32, 48),
             layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            **layout,
             norm_num_groups=8,
             attention_head_dim=2,  # diffusers' name for the number of heads
             cross_attention_dim=WIDTH,

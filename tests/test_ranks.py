@@ -128,7 +128,7 @@ def test_two_ranks_write_what_one_does_with_one_bar_and_a_log_each(source, refer
     assert 0 <= sum(shown) <= ROWS
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seconds"] == pytest.approx(summary.seconds)
-    assert set(summary.seconds) == {"read", "inspect", "caption", "instruct", "edit", "verify"}
+    assert set(summary.seconds) >= {"read", "inspect", "caption", "instruct", "edit", "verify"}
     logs = [(out / f"logs/rank-0000{rank}.log").read_text() for rank in range(2)]
     for rank, log in enumerate(logs):
         assert f"rank {rank} of 2: 4 of 8 shards are its own" in log

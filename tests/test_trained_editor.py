@@ -20,9 +20,9 @@ def model(tmp_path_factory):
 
 def test_held_out_colours_are_right_and_shapes_stay(model, tmp_path):
     found = scores(model, 32)
-    assert found["colour"] > GOAL
-    assert found["shape"] > 0.75
-    assert scores(shapes.save_untrained(tmp_path), 32)["colour"] < 0.75
+    assert found["colour"].mean() > GOAL
+    assert found["shape"].mean() > 0.75
+    assert scores(shapes.save_untrained(tmp_path), 32)["colour"].mean() < 0.75
 
 
 def test_the_edit_arrives_inside_the_region_and_nowhere_else(model, encode):
