@@ -192,7 +192,7 @@ def test_steps_can_be_composed_one_by_one(source, plain):
 
 def test_a_stream_is_refused(source, tmp_path):
     stream = Dataset.from_parquet(str(source)).cast_column("image", Image(decode=False)).to_iterable_dataset()
-    with pytest.raises(UsageError, match="by ranks"):
+    with pytest.raises(UsageError, match="this one is streamed"):
         run_on_ray(source_of(stream), job(), tmp_path / "safe")
 
 

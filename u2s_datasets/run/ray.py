@@ -94,8 +94,6 @@ def run_on_ray(
         raise UsageError("Ray starts its actors itself: leave out accelerate launch or torchrun")
     if source.streams:
         raise UsageError("Ray needs a source whose number of rows is known; this one is streamed")
-    if source.streams:
-        raise UsageError("Ray takes rows that can be counted: give Parquet files, or run the stream by ranks")
     with runner.opened(source, job, out, shard_size, world, fresh) as claim:
         shards = shards_of(source, out, shard_size)
         found = tallies(shards, job)
