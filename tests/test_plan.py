@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from fakes import Painter, RedFinder
 from PIL import Image as PillowImage
 from pydantic.dataclasses import dataclass
@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from u2s_datasets import Anonymizer, Edit, Inspect, Verify
 from u2s_datasets.cli import app
+from u2s_datasets.errors import UsageError
 from u2s_datasets.models.base import SETTINGS, Adapter
 from u2s_datasets.run.plan import EFFICIENCY, HOURS_BETWEEN_CRASHES, _mean, lines, plan
 from u2s_datasets.run.rows import values_of
 from u2s_datasets.run.sample import Sample, measure, sampled
-from u2s_datasets.run.source import open_source
+from u2s_datasets.run.source import open_source, source_of
 
 LOAD, EACH = 0.4, 0.01
 
@@ -87,6 +88,12 @@ def test_the_sample_is_spread_and_seeded(folder):
     assert max(found["train"]) > 55
     assert found["train"] != sorted(found["train"])
     assert {k: sorted(v) for k, v in numbers(sampled(source, 500)).items()} == numbers(source)
+
+
+def test_a_stream_is_refused(folder):
+    stream = load_from_disk(str(folder))["train"].to_iterable_dataset()
+    with pytest.raises(UsageError, match="some of its files"):
+        sampled(source_of(stream), 10)
 
 
 def test_loading_is_measured_apart_from_the_rate(folder):

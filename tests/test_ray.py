@@ -23,7 +23,7 @@ from u2s_datasets.errors import SetupError, UsageError
 from u2s_datasets.models.base import SETTINGS, Adapter
 from u2s_datasets.run.ray import Pool, RayTransform, run_on_ray
 from u2s_datasets.run.runner import run
-from u2s_datasets.run.source import open_source
+from u2s_datasets.run.source import open_source, source_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 ROWS, SHARD, BATCH = 40, 8, 3
@@ -188,6 +188,12 @@ def test_steps_can_be_composed_one_by_one(source, plain):
     assert table.drop_columns(["image"]).to_pylist() == pq.read_table(plain[0] / "data").to_pylist()
     with pytest.raises(UsageError, match="Caption needs the columns"):
         RayTransform(job().steps[1])(table.select(["label"]))
+
+
+def test_a_stream_is_refused(source, tmp_path):
+    stream = Dataset.from_parquet(str(source)).cast_column("image", Image(decode=False)).to_iterable_dataset()
+    with pytest.raises(UsageError, match="this one is streamed"):
+        run_on_ray(source_of(stream), job(), tmp_path / "safe")
 
 
 def test_the_pool_must_make_sense():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,17 +159,21 @@ def _done(ray: Any, waiting: list[int], work: _Work, pool: Pool) -> Iterator[dic
     )
     with _connected(ray, pool.address), ray.data.DataContext.current(context):
         items = [{"shard": index} for index in waiting]
-        data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _ShardActor,
-            fn_constructor_args=[work],
-            batch_size=1,
-            batch_format="numpy",
-            compute=compute,
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
-            max_restarts=-1,
-            max_task_retries=pool.deaths,
-        )
+        data = ray.data.from_items(items, override_num_blocks=len(items))
+        with warnings.catch_warnings():
+            # Ray 2.64 drops the last two arguments and has nothing yet in their place, hence the bound in pyproject.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            data = data.map_batches(
+                _ShardActor,
+                fn_constructor_args=[work],
+                batch_size=1,
+                batch_format="numpy",
+                compute=compute,
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
+                max_restarts=-1,
+                max_task_retries=pool.deaths,
+            )
         try:
             for done in data.iter_rows():
                 if done["error"]:

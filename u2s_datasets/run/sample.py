@@ -90,7 +90,15 @@ class Drawn:
 
 
 def sampled(source: Source, rows: int, seed: int = 0) -> Source:
-    """As many rows of a source, drawn over all its splits without replacement, in random order."""
+    """As many rows of a source, drawn over all its splits without replacement, in random order.
+
+    Raises:
+        UsageError: the source is a stream, whose rows nobody has counted.
+    """
+    if source.streams:
+        raise UsageError(
+            "a plan needs a source whose number of rows is known; this one is streamed: give some of its files"
+        )
     lengths = [len(data) for data in source.splits.values()]
     chosen = np.random.default_rng(seed).choice(sum(lengths), min(rows, sum(lengths)), replace=False)
     splits: dict[str, Rows] = {}
@@ -124,8 +132,6 @@ def measure(
     Raises:
         UsageError: the source is streamed.
     """
-    if source.streams:
-        raise UsageError("a plan needs a source whose number of rows is known; this one is streamed")
     chosen, meter = sampled(source, rows, seed), _Meter(job)
     gpu_before = gpu_memory_used()
     with tempfile.TemporaryDirectory(prefix="u2s-plan-") as folder:
