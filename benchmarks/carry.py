@@ -2,7 +2,8 @@
 
 With the detectors off, a row is opened, decoded to the end (a damaged file must not leave), stripped of its
 metadata, audited and written as Parquet. The other side hands the same encoded bytes through `Dataset.map`,
-changes nothing, and writes the same Parquet. Shown beside it: that map alone, which copies Arrow buffers into its cache
+changes nothing, and writes the same Parquet. Both read the same saved dataset, mapped into memory.
+Shown beside it: that map alone, which copies Arrow buffers into its cache
 file, and the map that people write first, which returns the decoded image.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, load_from_disk
 
 from benchmarks.common import Result, alternate, camera_exif, cut, fresh, median_ratio, photographs, rounded
 from u2s_datasets import schema
@@ -30,11 +31,10 @@ OFF = [f"inspect.detectors.{name}=null" for name in ("faces", "text", "codes")]
 
 
 def bench(folder: Path) -> list[Result]:
-    """Goal: at least half of the rows per second of passing the bytes through, from Parquet to Parquet."""
+    """Goal: at least half of the rows per second of passing the bytes through, from Arrow to Parquet."""
     path = make_rows(fresh(folder))
     source = open_source(str(path))
-    read = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder / "cache"))
-    encoded = read.cast_column(schema.IMAGE, Image(decode=False))
+    encoded = load_from_disk(str(path)).cast_column(schema.IMAGE, Image(decode=False))
     decoded = encoded.cast_column(schema.IMAGE, Image())
     anonymizer = load_preset("local", OFF)
 
@@ -54,7 +54,10 @@ def bench(folder: Path) -> list[Result]:
     assert summary.statuses[Status.UNTOUCHED.value] == ROWS, summary.statuses
     sides = (carried, bytes_through, bytes_cached, images_through)
     seconds = alternate(ROUNDS, folder, **{side.__name__: side for side in sides})
-    details: dict[str, Any] = {"rows": ROWS, "bytes_per_row": path.stat().st_size // ROWS}
+    details: dict[str, Any] = {
+        "rows": ROWS,
+        "bytes_per_row": sum(file.stat().st_size for file in path.iterdir()) // ROWS,
+    }
     details |= {f"{name}_seconds": rounded(values) for name, values in seconds.items()}
     details["rows_per_second"] = {k: round(ROWS / statistics.median(v)) for k, v in seconds.items()}
     details["seconds_by_step_once"] = {name: round(v, 3) for name, v in summary.seconds.items()}
@@ -65,7 +68,7 @@ def bench(folder: Path) -> list[Result]:
     ratio = rate_against("bytes_through")
     return [
         Result(
-            "carry / bytes through, Parquet to Parquet, rows/s", ratio, f">= {GOAL}", ratio >= GOAL, details
+            "carry / bytes through, Arrow to Parquet, rows/s", ratio, f">= {GOAL}", ratio >= GOAL, details
         ),
         Result("carry / bytes through map into its cache, rows/s", rate_against("bytes_cached")),
         Result("carry / images through map, rows/s", rate_against("images_through")),
@@ -83,7 +86,7 @@ def _mapped(data: Dataset, out: Path) -> Dataset:
 
 
 def make_rows(folder: Path) -> Path:
-    """A Parquet file of camera photographs, 640 x 480 JPEG with EXIF."""
+    """A saved dataset of camera photographs, 640 x 480 JPEG with EXIF."""
     draw = np.random.default_rng(0)
     sources = list(photographs().values())
     rows = []
@@ -92,7 +95,7 @@ def make_rows(folder: Path) -> Path:
         picture = cut(sources[index % len(sources)], draw, (640, 480))
         picture.save(buffer, "JPEG", quality=int(draw.integers(80, 96)), exif=camera_exif())
         rows.append({"bytes": buffer.getvalue(), "path": None})
-    path = folder / "rows.parquet"
+    path = folder / "rows"
     data = Dataset.from_dict({schema.IMAGE: rows})
-    data.cast_column(schema.IMAGE, Image(decode=False)).to_parquet(str(path))
+    data.cast_column(schema.IMAGE, Image(decode=False)).save_to_disk(str(path))
     return path
