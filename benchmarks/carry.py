@@ -25,8 +25,8 @@ from u2s_datasets.schema import Status
 from u2s_datasets.transforms.anonymize import load_preset
 
 GOAL = 0.5
-ROWS = 768
-ROUNDS = 7
+ROWS = 3072
+ROUNDS = 5
 OFF = [f"inspect.detectors.{name}=null" for name in ("faces", "text", "codes")]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from u2s_datasets.jpeg_file import jpeg_segments
 
+_jpeglib = threading.Lock()  # two threads in it at a time corrupt the heap
 SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}  # (horizontal, vertical) luma factor -> Pillow's name for it
 
 
@@ -98,7 +100,7 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
     tables = getattr(source, "quantization", {})
     edited.save(buffer, "JPEG", qtables=tables, subsampling=SUBSAMPLINGS[factors])
     try:
-        with _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
+        with _jpeglib, _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
             old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
             if not _replace(old, new, units, (rows, columns), factors):
                 return None
