@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -77,3 +78,18 @@ def test_portions_bound_the_pixels_and_lose_no_row(encode):
     assert list(portions(photos, 600)) == [(0, 3), (3, 4)]
     assert list(portions(photos, 1)) == [(0, 1), (1, 3), (3, 4)]
     assert list(portions(photos)) == [(0, 4)]
+
+
+def test_an_error_beside_the_reading_is_the_one_that_is_seen():
+    def items():
+        for index in range(3):
+            time.sleep(0.2)
+            yield index
+
+    def use():
+        with closing(ahead(items())) as source:
+            for _ in source:
+                raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        use()

@@ -131,7 +131,7 @@ def test_two_ranks_write_what_one_does_with_one_bar_and_a_log_each(source, refer
     assert set(summary.seconds) >= {"read", "inspect", "caption", "instruct", "edit", "verify"}
     logs = [(out / f"logs/rank-0000{rank}.log").read_text() for rank in range(2)]
     for rank, log in enumerate(logs):
-        assert f"rank {rank} of 2: 4 of 8 shards are its own" in log
+        assert f"rank {rank} of 2: 4 of 8 shards and 0 pieces are its own" in log
         assert re.findall(r"train-(\d+)-of", log) == [f"{index:05d}" for index in range(rank, 8, 2)]
         assert "secret" not in log
     before = (out / "manifest.json").read_bytes()

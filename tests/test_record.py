@@ -14,7 +14,7 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.run import runner
 from u2s_datasets.run.record import SETTINGS_FILE, fingerprint_of, read_settings
 from u2s_datasets.run.runner import run
-from u2s_datasets.run.shards import tally
+from u2s_datasets.run.shards import shards_of, tally
 from u2s_datasets.run.source import open_source
 
 ROWS = 10
@@ -176,7 +176,7 @@ def test_one_step_at_a_time_writes_the_same_bytes_and_continues(source, out, tmp
     reference = files(out / "data")
     other = tmp_path / "other"
     calls = []
-    real = runner._write
+    real = runner.compute_shard
 
     def dies(shard, *arguments):
         calls.append(shard.path.name)
@@ -184,7 +184,7 @@ def test_one_step_at_a_time_writes_the_same_bytes_and_continues(source, out, tmp
             raise KeyboardInterrupt
         real(shard, *arguments)
 
-    monkeypatch.setattr(runner, "_write", dies)
+    monkeypatch.setattr(runner, "compute_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         again(source, other, one_step_at_a_time=True)
     assert not files(other / "data")
@@ -242,7 +242,7 @@ def test_a_store_is_refused_where_a_folder_is_read():
 
 
 def test_a_tally_reads_no_image(source, out):
-    shard = runner.shards_of(source, out, SHARD_SIZE)[0]
+    shard = shards_of(source, out, SHARD_SIZE)[0]
     told = tally(shard, anonymizer())
     assert told.outcomes == {("untouched", None): 2, ("edited", None): 2}
     assert told.size == shard.path.stat().st_size

@@ -7,7 +7,7 @@ How rows fall into batches changes no output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -20,7 +20,7 @@ END = object()
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """The same items, the next one made in a thread while the last one is used."""
     with ThreadPoolExecutor(1) as pool:
         # An interrupt while the thread starts would leave it running unseen, at an item that nobody may close.

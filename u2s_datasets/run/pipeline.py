@@ -53,14 +53,14 @@ def compute_shard(
     """
     arrow_schema = output_features(source, job).arrow_schema
 
+    opened = _batches(shard, source, job, batch_size, seconds)
     with (
         renamed(shard.path) as temporary,
         pq.ParquetWriter(temporary, arrow_schema) as writer,
         behind() as later,
-        closing(_batches(shard, source, job, batch_size, seconds)) as opened,
-    ):
         # Without decoding there is too little to do beside: two threads would wait for Python's lock.
-        batches = ahead(opened) if job.looks else opened
+        closing(ahead(opened) if job.looks else opened) as batches,
+    ):
         groups = _Groups(writer)
         for rows, batch in batches:
             added = job.timed(batch, seconds)
