@@ -217,7 +217,7 @@ def test_the_models_of_a_step_are_freed_when_it_ends(source, tmp_path, monkeypat
     def holding(method):
         def wrapped(self, *arguments):
             self.loaded
-            held.append(sorted(base._loaded.values()))
+            held.append(sorted(loaded for _, loaded in base._loaded.values()))
             return method(self, *arguments)
 
         return wrapped

@@ -11,9 +11,16 @@ from driver import ENVIRONMENT, anonymizer, command, write_source
 from fsspec.implementations.memory import MemoryFileSystem
 
 from u2s_datasets.errors import MissingExtra, UsageError
+from u2s_datasets.models.base import revisions
 from u2s_datasets.run.runner import run
 from u2s_datasets.run.source import open_source
 from u2s_datasets.run.storage import RemotePath, names, place, renamed, write_text
+
+
+@pytest.fixture(autouse=True)
+def _no_models_of_other_tests(monkeypatch):
+    for name in list(revisions):
+        monkeypatch.delitem(revisions, name)
 
 
 @pytest.fixture(scope="module")

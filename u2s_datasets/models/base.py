@@ -46,7 +46,7 @@ def user(text: str, *images: np.ndarray) -> dict[str, Any]:
 revisions: dict[str, str] = {}
 # kind of adapter -> seconds that loading it took in this process, for estimates
 load_seconds: dict[str, float] = {}
-_loaded: dict[tuple[int, str], Any] = {}
+_loaded: dict[tuple[int, str], tuple[Adapter, Any]] = {}
 _lock = threading.RLock()
 
 
@@ -74,10 +74,10 @@ class Adapter(Configured):
         with _lock:
             if key not in _loaded:
                 start = time.perf_counter()
-                _loaded[key] = self.load()
+                _loaded[key] = self, self.load()
                 kind = type(self).__name__
                 load_seconds[kind] = load_seconds.get(kind, 0.0) + time.perf_counter() - start
-            return _loaded[key]
+            return _loaded[key][1]
 
     def load(self) -> Any:
         """Imports the library and loads the weights.
@@ -86,6 +86,9 @@ class Adapter(Configured):
             SetupError: the library or the weights are not there.
         """
         raise NotImplementedError
+
+    def free(self, loaded: Any) -> None:
+        """Lets go of what `load` gave, where memory alone is not all that it holds."""
 
 
 class ChatModel(Protocol):
@@ -198,7 +201,8 @@ def release(keep: Iterable[Adapter]) -> None:
     kept = {(os.getpid(), repr(adapter)) for adapter in keep}
     with _lock:
         for key in [key for key in _loaded if key not in kept]:
-            del _loaded[key]
+            adapter, loaded = _loaded.pop(key)
+            adapter.free(loaded)
     gc.collect()  # a pipeline and its hooks point at each other
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

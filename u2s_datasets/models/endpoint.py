@@ -92,6 +92,11 @@ class EndpointChat(Adapter):
 
         return InferenceClient(model=self.model, provider=self.provider, timeout=self.timeout)  # type: ignore[arg-type]
 
+    def free(self, loaded: Any) -> None:
+        """Closes the connections to a server of one's own."""
+        if self.base_url:
+            loaded.close()
+
     def generate(
         self,
         conversations: list[Conversation],
