@@ -27,7 +27,7 @@ from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, sum
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import Place, explained, names, place, remove_leftovers
 from u2s_datasets.run.streams import pieces_of, shards_there
-from u2s_datasets.run.world import World, log, logged, take_device
+from u2s_datasets.run.world import World, few_heaps, log, logged, take_device
 
 
 def run(
@@ -70,6 +70,7 @@ def run(
             "one step at a time needs a source whose number of rows is known; this one is streamed"
         )
     out, world = place(out), World.here()
+    few_heaps()
     take_device(world)
     with (
         opened(source, job, out, shard_size, world, fresh) as claim,
