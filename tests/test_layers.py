@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "schema", "config", "prompts"}
-    | {"embedded", "jpeg_file", "image_metadata", "jpeg_splice", "pillow", "image_io", "image_limits"},
+    | {"embedded", "jpeg_file", "image_metadata", "jpeg_coefficients", "jpeg_splice", "pillow"}
+    | {"image_io", "image_limits"},
     {"models"},
     {"transforms"},
     {"run", "release", "report", "training", "evaluation", "doctor"},

@@ -21,8 +21,9 @@ from u2s_datasets import image_metadata as metadata
 from u2s_datasets.embedded import EXIF_ERRORS
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_limits import FORMATS, MAX_PIXELS, check_file, check_length, check_opened, read_file
+from u2s_datasets.jpeg_coefficients import frame_of
 from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
-from u2s_datasets.jpeg_splice import bounds, frame_of, splice, touched_blocks
+from u2s_datasets.jpeg_splice import bounds, splice, touched_blocks
 from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
 
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
@@ -239,9 +240,8 @@ class Photo:
 
         For a JPEG that is the coded blocks which the mask touches and a rim of a pixel, else the mask.
         """
-        if self._spliceable is None or not mask.any():
-            return mask
-        return touched_blocks(mask, frame_of(self._spliceable.data) or (1, 1))
+        frame = frame_of(self._spliceable.data) if self._spliceable else None
+        return touched_blocks(mask, frame.factors) if frame and mask.any() else mask
 
     def with_pixels(self, edited: np.ndarray, mask: np.ndarray) -> Photo:
         """Encodes an edit. Outside `editable_area(mask)` it decodes to the source's pixels.

@@ -9,38 +9,15 @@ differ is the touched blocks and a rim of one pixel (`touched_blocks`).
 from __future__ import annotations
 
 import io
-import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
+from u2s_datasets import jpeg_coefficients
+from u2s_datasets.jpeg_coefficients import SUBSAMPLINGS, Coefficients, frame_of
 from u2s_datasets.jpeg_file import jpeg_segments
 
-_jpeglib = threading.Lock()  # two threads in it at a time corrupt the heap
-SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}  # (horizontal, vertical) luma factor -> Pillow's name for it
-
-
-def frame_of(data: bytes) -> tuple[int, int] | None:
-    """The luma sampling factors (horizontal, vertical) of a JPEG that `splice` can work on, else None.
-
-    Workable: 8-bit Huffman-coded baseline or progressive, grey or three components with 4:4:4, 4:2:2 or 4:2:0.
-    """
-    for marker, segment in jpeg_segments(data):
-        if marker in (0xC0, 0xC1, 0xC2):
-            if segment[4] != 8 or segment[9] not in (1, 3):
-                return None
-            if segment[9] == 1:
-                return (1, 1)
-            luma, chroma = segment[11], {segment[14], segment[17]}
-            factors = (luma >> 4, luma & 15)
-            return factors if chroma == {0x11} and factors in SUBSAMPLINGS else None
-        if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return None
-    return None
+_APPLICATION = range(0xE0, 0xF0)  # JFIF, colour tables, Adobe's transform: none of the coding
 
 
 def touched_blocks(mask: np.ndarray, factors: tuple[int, int]) -> np.ndarray:
@@ -78,14 +55,10 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
     Returns:
         The new JPEG, or None where this JPEG can't be spliced and another encoding must be used.
     """
-    factors = frame_of(data)
-    if factors is None or sys.platform != "linux":
+    frame = frame_of(data)
+    if frame is None or not jpeg_coefficients.available():
         return None
-    try:
-        import jpeglib
-    except ImportError:
-        return None
-    source = Image.open(io.BytesIO(data))
+    factors = frame.factors
     units = _units(mask, factors)
     if not units.any():
         return data
@@ -95,21 +68,34 @@ def splice(data: bytes, pixels: np.ndarray, mask: np.ndarray) -> bytes | None:
         slice(rows.start * step_y, rows.stop * step_y),
         slice(columns.start * step_x, columns.stop * step_x),
     )
-    edited = Image.fromarray(pixels[area]).convert(source.mode)
-    buffer = io.BytesIO()
-    tables = getattr(source, "quantization", {})
-    edited.save(buffer, "JPEG", qtables=tables, subsampling=SUBSAMPLINGS[factors])
     try:
-        with _jpeglib, _memory_file(data) as source_path, _memory_file(buffer.getvalue()) as edited_path:
-            old, new = jpeglib.read_dct(source_path), jpeglib.read_dct(edited_path)
-            if not _replace(old, new, units, (rows, columns), factors):
-                return None
-            with _memory_file(b"") as out_path:
-                old.write_dct(out_path)
-                with open(out_path, "rb") as file:
-                    return file.read()
-    except OSError:  # a structure that Pillow forgives and jpeglib does not
+        old = jpeg_coefficients.read(data)
+        new = _coefficients_of(pixels[area], old)
+        if not _replace(old, new, units, (rows, columns)):
+            return None
+        return _with_applications(data, jpeg_coefficients.write(old))
+    except ValueError:  # a structure that Pillow forgives and libjpeg's own reader does not
         return None
+
+
+def _coefficients_of(pixels: np.ndarray, like: Coefficients) -> Coefficients:
+    """Those of HxWx3 uint8 pixels, coded with the tables and the sampling of another JPEG."""
+    colour = like.frame.components == 3
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB" if colour else "L").save(
+        buffer,
+        "JPEG",
+        qtables=like.tables.tolist(),
+        subsampling=SUBSAMPLINGS[like.frame.factors],
+    )
+    return jpeg_coefficients.read(buffer.getvalue())
+
+
+def _with_applications(source: bytes, coded: bytes) -> bytes:
+    """The coding of one JPEG with the application segments of another."""
+    head, *rest = [part for marker, part in jpeg_segments(coded) if marker not in _APPLICATION]
+    kept = [part for marker, part in jpeg_segments(source) if marker in _APPLICATION]
+    return b"".join([head, *kept, *rest])
 
 
 def bounds(mask: np.ndarray) -> tuple[slice, slice]:
@@ -120,21 +106,15 @@ def bounds(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def _replace(  # type: ignore[no-untyped-def]
-    old, new, units: np.ndarray, area: tuple[slice, slice], factors: tuple[int, int]
-) -> bool:
+def _replace(old: Coefficients, new: Coefficients, units: np.ndarray, area: tuple[slice, slice]) -> bool:
     """Copies the coefficients of the units from `new`, which is the part `area` of the picture, to `old`.
 
     False if the two don't match in layout.
     """
-    if old.qt.shape != new.qt.shape or not (old.qt == new.qt).all():
+    if old.tables.shape != new.tables.shape or not (old.tables == new.tables).all():
         return False
-    planes = [(old.Y, new.Y, factors)]
-    if old.has_chrominance != new.has_chrominance:
-        return False
-    if old.has_chrominance:
-        planes += [(old.Cb, new.Cb, (1, 1)), (old.Cr, new.Cr, (1, 1))]
-    for target, value, (blocks_x, blocks_y) in planes:
+    factors = [old.frame.factors, *[(1, 1)] * (old.frame.components - 1)]
+    for target, value, (blocks_x, blocks_y) in zip(old.planes, new.planes, factors, strict=True):
         part = target[
             area[0].start * blocks_y : area[0].stop * blocks_y,
             area[1].start * blocks_x : area[1].stop * blocks_x,
@@ -145,14 +125,3 @@ def _replace(  # type: ignore[no-untyped-def]
         chosen = chosen[: part.shape[0], : part.shape[1]]
         part[chosen] = value[chosen]
     return True
-
-
-@contextmanager
-def _memory_file(content: bytes) -> Iterator[str]:
-    """A path to bytes that never reach a disk: jpeglib reads and writes paths, and originals are private."""
-    handle = os.memfd_create("u2s")
-    try:
-        os.write(handle, content)
-        yield f"/proc/self/fd/{handle}"
-    finally:
-        os.close(handle)
