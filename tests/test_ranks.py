@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from driver import ENVIRONMENT, SHARD_SIZE, anonymizer, command, write_source
 from PIL import Image
+from test_editor_path import EDITORS, SETTINGS
 
 from u2s_datasets import load_preset
 from u2s_datasets.errors import UsageError
@@ -260,6 +263,55 @@ def test_the_local_preset_gives_the_same_bytes_in_any_world_and_batch(photograph
     assert len(rows[1, 1]) == 11
     for found in files.values():
         assert found == files[1, 1]
+
+
+def _words(row):
+    """All of a row but its pictures and what was measured on them."""
+    kept = {name: value for name, value in row.items() if name not in ("image", "edited_image")}
+    return {**kept, "audit": {**row["audit"], "digest": None, "checks": None}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", EDITORS)
+def test_diffusion_models_give_the_same_pictures_in_any_world_and_batch(preset, tmp_path, monkeypatch):
+    """A batch's sums are added in another order, which may turn the rounding of a pixel: 1e-4 of the range."""
+    import skimage.data
+
+    for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    face = Image.fromarray(skimage.data.astronaut()[:256, 100:356])
+    for index in range(20):  # PNG: what the editor painted is stored as it is
+        face.resize((100 + 4 * index, 150 - 2 * index)).save(photos / f"{index:02d}.png")
+    settings = [
+        *SETTINGS,
+        *("edit.composite=regions", f"edit.model={EDITORS[preset](tmp_path / 'model')}"),
+        *(["edit.editor.n_max=2"] if preset == "paper-flowedit" else []),
+    ]
+    opened, job = open_source(str(photos)), load_preset(preset, settings)
+    found = {}
+    for size, batch in ((1, 1), (2, 7), (3, 32)):
+        out = tmp_path / f"{size}-{batch}"
+        if size == 1:
+            run(opened, job, out, 8, batch)
+        else:
+            ranks.launch(opened, job, out, size, 8, batch)
+        found[size, batch] = datasets.load_dataset(str(out), split="train")
+    expected = found.pop((1, 1))
+    statuses = [audit["status"] for audit in expected["audit"]]
+    assert len(statuses) == 20
+    assert "edited" in statuses
+    for rows in found.values():
+        assert [audit["status"] for audit in rows["audit"]] == statuses
+        for row, other in zip(rows, expected, strict=True):
+            assert _words(row) == _words(other)
+            if other["edited_image"] is None:
+                assert row["edited_image"] is None
+                continue
+            a, b = (np.asarray(it["edited_image"]).astype(float) / 255 for it in (row, other))
+            assert np.abs(a - b).mean() <= 1e-4
+            assert np.abs(a - b).max() <= 2 / 255
 
 
 def test_ranks_are_not_started_within_ranks(source, tmp_path, monkeypatch):
