@@ -12,6 +12,12 @@ def test_mutated_files_are_read_or_refused():
     assert cases > 0
 
 
+@pytest.mark.parametrize("number", [17958191870461])
+def test_what_a_soak_once_found(number):
+    """A TIFF whose tag is a text in its type and a fraction in its value: Pillow's AttributeError."""
+    fuzz.exercise(fuzz.case(number), number)
+
+
 @pytest.mark.soak
 def test_mutated_files_for_ten_minutes():
     """Other cases every time; a failure names the number that makes its case again."""

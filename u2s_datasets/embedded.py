@@ -21,7 +21,10 @@ EXIF_TAGS: dict[str, set[int]] = {
     "iptc": {0x83BB, 0x8649},
 }
 # What a corrupt EXIF block makes Pillow raise, seen by fuzzing it.
-EXIF_ERRORS = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError, struct.error)
+EXIF_ERRORS = (
+    *(OSError, ValueError, SyntaxError, TypeError, AttributeError),
+    *(KeyError, IndexError, ArithmeticError, struct.error),
+)
 ICC_TABLES = {
     b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"bkpt", b"chad", b"rTRC", b"gTRC", b"bTRC", b"kTRC",
     b"A2B0", b"A2B1", b"A2B2", b"B2A0", b"B2A1", b"B2A2", b"gamt", b"lumi",
