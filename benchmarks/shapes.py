@@ -2,7 +2,8 @@
 
 A picture shows one or two shapes (circle, square, triangle) of one colour on a grey background, drawn in blocks of
 4x4 pixels as an old game would. Instructions name the new colour, public captions name the shape. The autoencoder
-reconstructs such pictures exactly, so that what the editor learns in latents shows in pixels.
+reconstructs such pictures exactly, so that what the editor learns in latents shows in pixels. Where blocks of the
+picture before the edit are hidden, the caption knows more of the shape than the picture does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Drawing:
         shape: of `SHAPES`. old, new: names of the colours before and after the edit.
         boxes: (x, y, size) of each shape in pixels.
         ground: the background's colour.
+        hidden: the blocks, numbered row by row, that show the background before the edit.
     """
 
     shape: str
@@ -47,6 +49,7 @@ class Drawing:
     new: str
     boxes: tuple[tuple[float, float, float], ...]
     ground: tuple[int, int, int]
+    hidden: tuple[int, ...] = ()
 
     @property
     def instruction(self) -> str:
@@ -79,7 +82,9 @@ class Drawing:
                 draw.polygon(
                     [(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=colour
                 )
-        small = np.asarray(image.resize((cells, cells), Image.Resampling.BOX))
+        small = np.array(image.resize((cells, cells), Image.Resampling.BOX))
+        if not after and self.hidden:
+            small.reshape(-1, 3)[list(self.hidden)] = self.ground
         return small.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
 
     def mask(self) -> np.ndarray:
@@ -87,13 +92,13 @@ class Drawing:
         return replace(self, ground=(0, 0, 0)).pixels(after=True).max(axis=2) > 110
 
 
-def drawings(count: int, seed: int | list[int] = 0, most: int = 2) -> list[Drawing]:
-    """Random drawings of one to `most` shapes that do not touch."""
+def drawings(count: int, seed: int | list[int] = 0, most: int = 2, hidden: float = 0.0) -> list[Drawing]:
+    """Random drawings of one to `most` shapes that do not touch, a share of their blocks hidden before the edit."""
     draw = np.random.default_rng(seed)
-    return [_drawing(draw, int(draw.integers(1, most + 1))) for _ in range(count)]
+    return [_drawing(draw, int(draw.integers(1, most + 1)), hidden) for _ in range(count)]
 
 
-def _drawing(draw: np.random.Generator, count: int) -> Drawing:
+def _drawing(draw: np.random.Generator, count: int, hidden: float) -> Drawing:
     boxes: list[tuple[float, float, float]] = []
     while len(boxes) < count:
         size = float(draw.uniform(20, 30))
@@ -105,7 +110,8 @@ def _drawing(draw: np.random.Generator, count: int) -> Drawing:
     tone = draw.integers(140, 200)
     ground = tuple(int(v) for v in np.clip(tone + draw.integers(-5, 6, 3), 0, 255))
     names = (str(draw.choice(choices)) for choices in (SHAPES, list(OLD), list(NEW)))
-    return Drawing(*names, tuple(boxes), ground)  # type: ignore[arg-type]
+    blocks = np.flatnonzero(draw.random((SIDE // BLOCK) ** 2) < hidden).tolist() if hidden else ()
+    return Drawing(*names, tuple(boxes), ground, tuple(blocks))  # type: ignore[arg-type]
 
 
 def colour_of(pixels: np.ndarray, mask: np.ndarray) -> str:
