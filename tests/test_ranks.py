@@ -208,14 +208,22 @@ def test_ranks_end_with_the_process_that_watches_them(source, tmp_path):
     assert drive(source, tmp_path / "o", 1, 3).returncode == 0  # at once: nobody holds the folder any more
 
 
-def test_under_torchrun_each_rank_takes_its_share(photographs, tmp_path):
-    """As `accelerate launch` starts them: no launcher of ours, and no process group."""
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc_per_node 2 --master_port 0",
+    # Without a GPU nothing but --multi_gpu has Accelerate start more than one process on a machine.
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    " --mixed_precision no --dynamo_backend no",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_under_another_launcher_each_rank_takes_its_share(launcher, photographs, tmp_path):
+    """No launcher of ours, and no process group."""
     options = [
         part for name in ("faces", "text", "codes") for part in ("--set", f"inspect.detectors.{name}=null")
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command = [
-        *torchrun,
+        *(sys.executable, "-m", *LAUNCHERS[launcher].split()),
         "-m",
         "u2s_datasets.cli",
         "anonymize",
