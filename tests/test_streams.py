@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from u2s_datasets.cli import app
 from u2s_datasets.errors import UsageError
+from u2s_datasets.report.folder import RunFolder
 from u2s_datasets.run.ranks import launch
 from u2s_datasets.run.runner import run
 from u2s_datasets.run.source import open_source, source_of
@@ -271,24 +272,55 @@ def test_the_command_line(tars, tmp_path):
     )
     assert limited.exit_code == 0, limited.output
     assert ids(tmp_path / "few") == list(range(13))
-    run_, license_ = (
-        str(tmp_path / "out"),
-        ["--repo", "a/b", "--license", "mit", "--dry-run", str(tmp_path / "dry")],
-    )
-    for command, words in (
-        (["inspect", str(tars)], "front to back"),
-        (["evaluate", run_, "--originals", str(tars)], "front to back"),
-        (["push", run_, *license_], "made of a stream"),
-        (["report", run_, "--out", str(tmp_path / "p.html")], "made of a stream"),
-    ):
+    for command in (["inspect", str(tars)], ["evaluate", str(tmp_path / "out"), "--originals", str(tars)]):
         refused = CliRunner().invoke(app, command)
         assert refused.exit_code == 2, command
-        assert words in " ".join(refused.output.split()), command
+        assert "front to back" in " ".join(refused.output.split()), command
     steps = CliRunner().invoke(
         app, ["anonymize", str(tars), "--out", str(tmp_path / "s"), "--one-step-at-a-time", *quick]
     )
     assert "known" in steps.output
     assert steps.exit_code == 2
+
+
+def test_what_a_stream_became_is_reported_evaluated_and_published(tars, tmp_path):
+    """Its files have other names and its settings no number of rows; to what reads a run it is one like any other."""
+    out, dry = tmp_path / "out", tmp_path / "dry"
+    run(open_source(str(tars), streaming=None), job(), out, 5)
+
+    def asked(*command):
+        done = CliRunner().invoke(app, [*map(str, command)])
+        return done.exit_code, " ".join(done.output.split())
+
+    code, words = asked("report", out, "--out", tmp_path / "page.html")
+    assert code == 0, words
+    assert (tmp_path / "page.html").read_text("utf-8").count("untouched") > 0
+    assert len(RunFolder(out)) == 22
+    assert RunFolder(out).place(21) == ("train", 21)
+    code, words = asked("push", out, "--repo", "a/b", "--license", "mit", "--dry-run", dry, "--keep", "json")
+    assert code == 0, words
+    published = load_dataset(str(dry), split="train")
+    assert sorted(row["id"] for row in published["json"]) == list(range(22))
+    # The same rows in a form that has an order: a user's own Parquet copy.
+    copy = tmp_path / "copy" / "train.parquet"
+    copy.parent.mkdir()
+    images = [{"bytes": picture(number), "path": None} for number in range(22)]
+    Dataset.from_dict({"image": images}, features=Features({"image": Image()})).to_parquet(copy)
+    code, words = asked("evaluate", out, "--originals", copy, "--scores", "ssim")
+    assert code == 0, words
+
+    mark = out / "data" / "train-p00002-done.rows"
+    told = mark.read_text()
+    for damage, message in (
+        (mark.unlink, "1 of 4 pieces of its stream have not been read to their end"),
+        (lambda: mark.write_text('{"rows": 5}'), "files that the run did not write"),
+        (lambda: mark.write_text('{"rows": 12}'), "not finished"),
+    ):
+        damage()
+        code, words = asked("push", out, "--repo", "a/b", "--license", "mit", "--dry-run", tmp_path / "no")
+        assert code == 2
+        assert message in words
+        mark.write_text(told)
 
 
 def test_a_stream_in_a_store(tars, tmp_path):

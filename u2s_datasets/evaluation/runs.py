@@ -22,9 +22,10 @@ from u2s_datasets.evaluation.reduce import REDUCERS, Reducer, results
 from u2s_datasets.evaluation.statistics import check_confidence
 from u2s_datasets.evaluation.utility import utility
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.record import SETTINGS_FILE, STREAMED
+from u2s_datasets.run.record import SETTINGS_FILE
 from u2s_datasets.run.rows import first
 from u2s_datasets.run.source import Source
+from u2s_datasets.run.written import files_of, local, rows_in
 from u2s_datasets.transforms.score import COLUMNS, DIMENSION_OF, Score
 
 RUN = "run"
@@ -44,14 +45,14 @@ def read_run(run: Path, name: str = "RUN") -> dict[str, Any]:
         UsageError: the folder (called `name`) holds no run, or rows are missing.
     """
     try:
-        about = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))["data"]
-        about = {**about, "rows": dict(about["rows"]), "fingerprint": about["fingerprint"]}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        settings = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))
+        files, about = files_of(run, settings), settings["data"]
+        about = {**about, "rows": rows_in(files), "fingerprint": about["fingerprint"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{name} is the folder that `u2s anonymize` wrote; there is none") from error
     for split, count in about["rows"].items():
-        if not isinstance(count, int):
-            raise UsageError(STREAMED)
-        written = sum(pq.read_metadata(file).num_rows for file in shard_files(run, split))
+        there = [file for file in local(files[split]) if file.is_file()]
+        written = sum(pq.read_metadata(file).num_rows for file in there)
         if written != count:
             raise UsageError(f"the run is not finished: {written} of {count} rows of {split!r} are there")
     return about
@@ -227,8 +228,9 @@ def readable(value: Any) -> Photo | None:
 
 
 def shard_files(run: Path, split: str) -> list[Path]:
-    """The Parquet files of a run's split, in order."""
-    return sorted((run / "data").glob(f"{split}-?????-of-?????.parquet"))
+    """The Parquet files of a finished run's split, in order."""
+    settings = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))
+    return local(files_of(run, settings)[split])
 
 
 def table(report: Report) -> list[list[str]]:

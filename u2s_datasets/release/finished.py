@@ -21,7 +21,8 @@ from datasets import Features
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
-from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE, STREAMED
+from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE
+from u2s_datasets.run.written import files_of, local, pieces_in, rows_in
 from u2s_datasets.schema import Status
 
 AT_A_TIME = 64  # rows in memory
@@ -43,13 +44,9 @@ class Finished:
     path: Path
     features: Features
     files: dict[str, list[Path]]
+    rows: dict[str, int]
     settings: dict[str, Any]
     revisions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> dict[str, int]:
-        """The number of rows of each split."""
-        return dict(self.settings["data"]["rows"])
 
     def batches(self, split: str, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yields (position of the first row, batch) of some columns."""
@@ -68,14 +65,13 @@ def open_finished(path: Path) -> Finished:
     """
     try:
         settings = yaml.safe_load((path / SETTINGS_FILE).read_text("utf-8"))
-        rows, size = dict(settings["data"]["rows"]), int(settings["shard_size"])
+        shards, marks = files_of(path, settings), {piece.mark for piece in pieces_in(path, settings)}
         revisions = path / REVISIONS_FILE
         commits = yaml.safe_load(revisions.read_text("utf-8")) if revisions.exists() else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError("RUN is the folder that `u2s anonymize` wrote; there is none") from error
-    if not all(isinstance(count, int) for count in rows.values()):
-        raise UsageError(STREAMED)
-    files = {split: _shards(path, split, count, size) for split, count in rows.items()}
+    rows = rows_in(shards)
+    files = {split: local(some) for split, some in shards.items()}
     expected = [file for some in files.values() for file in some]
     finished = [file for file in expected if file.is_file()]
     if len(finished) < len(expected):
@@ -83,7 +79,7 @@ def open_finished(path: Path) -> Finished:
             f"the run is not finished: {len(finished)} of {len(expected)} shards are there. "
             "Give the same `u2s anonymize` command again, then push"
         )
-    if set((path / "data").iterdir()) - set(expected):
+    if set((path / "data").iterdir()) - {*expected, *marks}:
         raise UsageError("the data folder of the run holds files that the run did not write; remove them")
     try:
         written = {
@@ -98,12 +94,7 @@ def open_finished(path: Path) -> Finished:
         raise UsageError("the shards hold other rows than the run has; anonymize again into a new folder")
     if missing := set(schema.features()) - set(features):
         raise UsageError(f"the run was never verified: it has no column {', '.join(sorted(missing))}")
-    return Finished(path, features, files, settings, commits)
-
-
-def _shards(path: Path, split: str, rows: int, size: int) -> list[Path]:
-    count = -(-rows // size)
-    return [path / "data" / f"{split}-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
+    return Finished(path, features, files, rows, settings, commits)
 
 
 @dataclass

@@ -20,7 +20,8 @@ from datasets import Features
 
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
-from u2s_datasets.run.record import PIECES, SETTINGS_FILE, STREAMED, fingerprint_of
+from u2s_datasets.run.record import SETTINGS_FILE, fingerprint_of
+from u2s_datasets.run.written import files_of, local, pieces_in, rows_in
 from u2s_datasets.transforms.base import class_names
 
 TEXTS = (
@@ -66,13 +67,14 @@ class RunFolder:
         self.path = path
         self.settings = _settings(path)
         self.fingerprint = fingerprint_of(self.settings)
-        self.splits: dict[str, int] = dict(self.settings["data"]["rows"])
+        files = files_of(path, self.settings)
+        self.splits: dict[str, int] = rows_in(files)
         self.facts: list[dict[str, Any]] = []
         self.labels: list[str | None] = []
         self._groups: list[Group] = []
         try:
-            for split, rows in self.splits.items():
-                self._read_split(split, rows)
+            for split, some in files.items():
+                self._read_split(split, local(some), self.splits[split])
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UsageError(f"a file of the run can't be read ({type(error).__name__})") from error
         self._images = functools.lru_cache(GROUPS_IN_MEMORY)(_images_of)
@@ -80,14 +82,11 @@ class RunFolder:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def _read_split(self, split: str, rows: int) -> None:
-        size = self.settings["shard_size"]
-        count = -(-rows // size)
-        files = [self.path / "data" / f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+    def _read_split(self, split: str, files: list[Path], rows: int) -> None:
         missing = sum(not file.is_file() for file in files)
         if missing:
             raise UsageError(
-                f"the run is not finished: {missing} of {count} shards of {split!r} are missing; "
+                f"the run is not finished: {missing} of {len(files)} shards of {split!r} are missing; "
                 "give the command that made it again"
             )
         before = len(self.facts)
@@ -163,9 +162,8 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text("utf-8"))
         rows, size = settings["data"]["rows"], settings["shard_size"]
-        if any(str(count).endswith(PIECES.format("")) for count in rows.values()):
-            raise UsageError(STREAMED)
-        whole = size > 0 and all(isinstance(count, int) for count in rows.values())
+        pieces_in(path, settings)
+        whole = size > 0 and isinstance(rows, dict)
         known = {"fingerprint", "image_column", "label_column"} <= set(settings["data"])
         if not (whole and known and "seed" in settings["settings"]):
             raise ValueError

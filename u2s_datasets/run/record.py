@@ -26,10 +26,6 @@ REVISIONS_FILE = "revisions.yaml"
 MANIFEST_FILE = "manifest.json"
 # In place of a split's number of rows.
 PIECES = "{} pieces"
-STREAMED = (
-    "this run was made of a stream, whose rows have no fixed number and can't be paired with originals again; "
-    "write the stream as Parquet and run on that to evaluate, review or publish it"
-)
 DATA, LOGS, STEPS = "data", "logs", "steps"
 SETTINGS_HEAD = (
     "# Settings of a u2s-datasets run. This folder is PRIVATE: its private_caption and risk columns say what\n"

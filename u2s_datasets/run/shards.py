@@ -90,14 +90,19 @@ class Shard:
 
 def shards_of(source: Source, out: Place, shard_size: int) -> list[Shard]:
     """The shards of a source, which depend on nothing but its rows and the size."""
-    shards = []
-    for split, data in source.splits.items():
-        count = -(-len(data) // shard_size)
-        for index in range(count):
-            name = f"{split}-{index:05d}-of-{count:05d}.parquet"
-            start = index * shard_size
-            shards.append(Shard(split, start, min(start + shard_size, len(data)), out / DATA / name))
-    return shards
+    splits = source.splits.items()
+    return [shard for split, data in splits for shard in split_shards(split, len(data), out, shard_size)]
+
+
+def split_shards(split: str, rows: int, out: Place, shard_size: int) -> list[Shard]:
+    """The shards of a split of so many rows."""
+    count = -(-rows // shard_size)
+    files = [out / DATA / f"{split}-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
+    starts = range(0, rows, shard_size)
+    return [
+        Shard(split, start, min(start + shard_size, rows), file)
+        for start, file in zip(starts, files, strict=True)
+    ]
 
 
 def settings_of(source: Source, job: Job, shard_size: int) -> dict[str, Any]:

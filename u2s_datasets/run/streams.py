@@ -19,63 +19,21 @@ from datasets.table import InMemoryTable
 
 from u2s_datasets.errors import UsageError
 from u2s_datasets.run.overlap import ahead
-from u2s_datasets.run.record import DATA
 from u2s_datasets.run.rows import DatasetRows, Stream
 from u2s_datasets.run.shards import Shard, shards_of
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, names, write_text
+from u2s_datasets.run.storage import Place, write_text
+from u2s_datasets.run.written import WrittenPiece
 
 BROKEN = (OSError, ValueError, EOFError, tarfile.TarError, pa.ArrowException)
 Write = Callable[[Shard, Source], None]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of a stream that one process reads.
+class Piece(WrittenPiece):
+    """A part of a stream that one process reads; `stream` is the split's."""
 
-    Attributes:
-        split, number: where it is, the number from 0.
-        stream: of the split.
-        out: the run's folder.
-        shard_size: rows of a file.
-    """
-
-    split: str
-    number: int
     stream: Stream
-    out: Place
-    shard_size: int
-
-    @property
-    def mark(self) -> Place:
-        """The file that says how many rows it had. `datasets` takes no file of that suffix for data."""
-        return self.out / DATA / f"{self.split}-p{self.number:05d}-done.rows"
-
-    @property
-    def rows(self) -> int | None:
-        """How many it had; None if it has not been read to its end."""
-        try:
-            told = json.loads(self.mark.read_text("utf-8"))
-            return int(told["rows"]) if self.mark.exists() else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def shard(self, index: int, rows: int) -> Shard:
-        """The file of its rows from `index * shard_size` on."""
-        name = f"{self.split}-p{self.number:05d}-{index:05d}.parquet"
-        return Shard(self.split, 0, rows, self.out / DATA / name)
-
-    def shards(self) -> list[Shard]:
-        """Its files: all if it has been read to its end, else those that are full."""
-        rows = self.rows
-        if rows is not None:
-            starts = range(0, rows, self.shard_size)
-            return [self.shard(i, min(self.shard_size, rows - at)) for i, at in enumerate(starts)]
-        there = names(self.out / DATA)
-        found: list[Shard] = []
-        while (shard := self.shard(len(found), self.shard_size)).path.name in there and shard.is_finished:
-            found.append(shard)
-        return found
 
     def write(self, source: Source, write: Write, advance: Callable[[int], None]) -> None:
         """Finishes what is not finished of it.
@@ -123,7 +81,7 @@ class Piece:
 def pieces_of(source: Source, out: Place, shard_size: int) -> list[Piece]:
     """All pieces of a source's streams."""
     return [
-        Piece(split, number, stream, out, shard_size)
+        Piece(split, number, out, shard_size, stream)
         for split, stream in source.streams.items()
         for number in range(stream.pieces)
     ]
