@@ -73,6 +73,25 @@ def test_nothing_is_written_to_a_disk(monkeypatch):
     assert photo.with_pixels(edited, mask).format == "JPEG"
 
 
+@pytest.mark.parametrize("name", ["memfd_create", "fdopen"])
+def test_without_a_file_in_memory_the_edit_is_a_png(name, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Too many open files")
+
+    photo, mask = Photo(jpeg()), np.zeros((61, 83), bool)
+    mask[10:20, 10:30] = True
+    edited = np.where(mask[..., None], np.uint8(9), photo.pixels)
+    monkeypatch.setattr(os, name, fail)
+    assert photo.with_pixels(edited, mask).format == "PNG"
+
+
+def test_a_coefficient_without_a_counterpart_is_not_written():
+    found = read(jpeg())
+    found.planes[0][0, 0, 63] = -32768
+    with pytest.raises(ValueError, match="can't be written"):
+        write(found)
+
+
 def test_a_frame_that_only_libjpeg_sees_is_refused():
     """A restart marker has no length for libjpeg, so it meets a 4:4:4 frame where a walk by lengths skips it."""
     large, small = jpeg(subsampling=0), jpeg(subsampling=2)
@@ -101,6 +120,11 @@ def test_other_frames_are_refused(change):
     }[change]
     assert frame_of(data) is not None
     assert frame_of(data.replace(frame, other)) is None
+
+
+def test_a_file_that_ends_within_a_marker_is_an_error():
+    with pytest.raises(ValueError, match="no end marker"):
+        frame_of(jpeg()[:2] + b"\xff")
 
 
 def test_what_the_library_refuses_is_an_error_and_not_the_end_of_the_process(capfd):

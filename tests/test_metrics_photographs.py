@@ -240,7 +240,7 @@ def test_a_run_that_is_not_finished_is_refused(finished, photographs, tmp_path):
     pq.write_table(pq.read_table(file).slice(0, 5), partial / "data" / file.name)
     result = evaluated(partial, "--originals", photographs)
     assert result.exit_code == 2
-    assert "not finished: 5 of 12 rows" in " ".join(result.output.split())
+    assert "1 of the run's 1 shards can't be read or hold other rows" in " ".join(result.output.split())
 
 
 def test_one_look_for_pictures_with_the_same_pixels(photographs, monkeypatch):

@@ -213,7 +213,7 @@ def refusal(run, world, **changes):
 
 def test_an_unfinished_run_is_refused(world, copy):
     shards(copy)[-1].unlink()
-    assert "not finished: 2 of 3 shards" in refusal(copy, world)
+    assert "not finished: 1 of 3 shards are missing" in refusal(copy, world)
     shutil.copy(shards(world.path)[0], shards(world.path)[0].with_name("x"))
     try:
         assert "files that the run did not write" in refusal(world.path, world)

@@ -13,6 +13,7 @@ from pathlib import Path
 import bad_files
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from datasets import Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 from fakes import RedFinder
 from PIL import Image as Pillow
@@ -310,17 +311,54 @@ def test_what_a_stream_became_is_reported_evaluated_and_published(tars, tmp_path
     assert code == 0, words
 
     mark = out / "data" / "train-p00002-done.rows"
+    left = mark.with_name(f".{mark.name}.77.tmp")  # of a process that was killed while it wrote
+    left.touch()
+    run(open_source(str(tars), streaming=None), job(), out, 5)
+    assert not left.exists()
     told = mark.read_text()
     for damage, message in (
         (mark.unlink, "1 of 4 pieces of its stream have not been read to their end"),
         (lambda: mark.write_text('{"rows": 5}'), "files that the run did not write"),
-        (lambda: mark.write_text('{"rows": 12}'), "not finished"),
+        (lambda: mark.write_text('{"rows": 12}'), "1 of 7 shards are missing"),
+        (lambda: mark.write_text('{"rows": 6}'), "1 of the run's 6 shards can't be read or hold other rows"),
+        (lambda: mark.write_text('{"rows": -1}'), "not been read to their end"),
+        (lambda: mark.write_text('{"rows": Infinity}'), "not been read to their end"),
+        (lambda: mark.write_text('{"rows": ' + "[" * 50_000), "not been read to their end"),
     ):
         damage()
-        code, words = asked("push", out, "--repo", "a/b", "--license", "mit", "--dry-run", tmp_path / "no")
-        assert code == 2
-        assert message in words
+        for command in (
+            ["push", out, "--repo", "a/b", "--license", "mit", "--dry-run", tmp_path / "no"],
+            ["report", out, "--out", tmp_path / "no.html"],
+            ["evaluate", out, "--originals", copy],
+        ):
+            code, words = asked(*command)
+            assert code == 2, words
+            assert message in words
         mark.write_text(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("shard_size", 0), ("shard_size", 5.0), ("shard_size", -1), ("rows", -3), ("rows", "x pieces")],
+)
+def test_damaged_settings_are_one_line(name, value, tars, tmp_path):
+    out = tmp_path / "out"
+    run(open_source(str(tars), streaming=None), job(), out, 5)
+    file = out / "settings.yaml"
+    settings = yaml.safe_load(file.read_text())
+    if name == "rows":
+        settings["data"]["rows"] = {"train": value}
+    else:
+        settings[name] = value
+    file.write_text(yaml.safe_dump(settings))
+    for command in (
+        ["push", out, "--repo", "a/b", "--license", "mit"],
+        ["report", out],
+        ["evaluate", out, "--originals", tars],
+    ):
+        done = CliRunner().invoke(app, [*map(str, command)])
+        assert done.exit_code == 2
+        assert isinstance(done.exception, SystemExit)
 
 
 def test_a_stream_in_a_store(tars, tmp_path):

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -29,6 +30,7 @@ _LIBRARY = "cjpeglib/cjpeglib_turbo210.abi3.so"
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _KNOWN = {0xD8, *_FRAMES, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE2, 0xEE, 0xD9}
 _LONGEST = 65_500  # libjpeg's own limit of a side, pixels
+_LARGEST = 32_767  # a coefficient
 _GREY, _COLOUR = 1, 3  # libjpeg's JCS_GRAYSCALE and JCS_YCbCr
 
 
@@ -112,7 +114,7 @@ def read(data: bytes) -> Coefficients:
         raise ValueError("the coefficients of this JPEG can't be read here")
     planes = [np.zeros((*blocks, 64), np.int16) for blocks in frame.blocks]
     tables, slots = np.zeros((4, 64), np.uint16), np.zeros(4, np.int16)
-    with _memory_file(data) as path:
+    with _memory_file(data) as (path, _):
         done = _reads_alike(library, path, frame) and library.read_jpeg_dct(
             path, *_pointers(planes), _at(tables), _at(slots)
         )
@@ -128,8 +130,9 @@ def write(coefficients: Coefficients) -> bytes:
         ValueError: libjpeg can't write it.
     """
     library, frame = _library(), coefficients.frame
-    if library is None:
-        raise ValueError("a JPEG can't be written from coefficients here")
+    if library is None or any(plane.min() < -_LARGEST for plane in coefficients.planes):
+        # libjpeg refuses those above by itself, but the number without a counterpart, -32768, leads it astray.
+        raise ValueError("a JPEG can't be written from these coefficients here")
     colour = frame.components == 3
     one_chroma = colour and (coefficients.tables[1] == coefficients.tables[2]).all()
     slots = np.array([0, 1, 1 if one_chroma else 2, -1] if colour else [0, -1, -1, -1], np.int16)
@@ -141,7 +144,7 @@ def write(coefficients: Coefficients) -> bytes:
     size = np.array([frame.height, frame.width], np.int32)
     planes = [np.ascontiguousarray(plane, np.int16) for plane in coefficients.planes]
     kind = _COLOUR if colour else _GREY
-    with _memory_file(b"") as path:
+    with _memory_file(b"") as (path, file):
         done = library.write_jpeg_dct(
             None,  # no other JPEG whose settings are copied
             path,
@@ -154,7 +157,7 @@ def write(coefficients: Coefficients) -> bytes:
         )
         if not done:
             raise ValueError("libjpeg can't write these coefficients")
-        return Path(os.fsdecode(path)).read_bytes()
+        return file.read()
 
 
 def _reads_alike(library: ctypes.CDLL, path: bytes, frame: Frame) -> bool:
@@ -204,11 +207,17 @@ def _at(array: np.ndarray) -> ctypes.c_void_p:
 
 
 @contextmanager
-def _memory_file(content: bytes) -> Iterator[bytes]:
-    """A path to bytes that never reach a disk: the library reads and writes paths, and originals are private."""
-    handle = os.memfd_create("u2s")
+def _memory_file(content: bytes) -> Iterator[tuple[bytes, BinaryIO]]:
+    """The path of a file that never reaches a disk, and the file: the library knows paths, and originals are private.
+
+    Raises:
+        ValueError: there can be none, as where the descriptors have run out.
+    """
     try:
-        os.write(handle, content)
-        yield b"/proc/self/fd/%d" % handle
-    finally:
-        os.close(handle)
+        with os.fdopen(os.memfd_create("u2s"), "r+b") as file:
+            file.write(content)
+            file.flush()
+            file.seek(0)
+            yield b"/proc/self/fd/%d" % file.fileno(), file
+    except OSError as error:
+        raise ValueError("no file can be made in memory") from error

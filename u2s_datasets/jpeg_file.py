@@ -37,7 +37,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     yield 0xD8, data[:2]
     at, scans = 2, 0
     for _ in range(MAX_PARTS):
-        if at >= len(data):
+        if at + 1 >= len(data):
             break
         if data[at] != 0xFF:
             raise ValueError("no marker where a JPEG segment starts")

@@ -22,7 +22,8 @@ from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
 from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE
-from u2s_datasets.run.written import files_of, local, pieces_in, rows_in
+from u2s_datasets.run.storage import names
+from u2s_datasets.run.written import files_of, local, marks_of, rows_in
 from u2s_datasets.schema import Status
 
 AT_A_TIME = 64  # rows in memory
@@ -65,36 +66,19 @@ def open_finished(path: Path) -> Finished:
     """
     try:
         settings = yaml.safe_load((path / SETTINGS_FILE).read_text("utf-8"))
-        shards, marks = files_of(path, settings), {piece.mark for piece in pieces_in(path, settings)}
+        shards, marks = files_of(path, settings), marks_of(path, settings)
         revisions = path / REVISIONS_FILE
         commits = yaml.safe_load(revisions.read_text("utf-8")) if revisions.exists() else {}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError("RUN is the folder that `u2s anonymize` wrote; there is none") from error
-    rows = rows_in(shards)
     files = {split: local(some) for split, some in shards.items()}
     expected = [file for some in files.values() for file in some]
-    finished = [file for file in expected if file.is_file()]
-    if len(finished) < len(expected):
-        raise UsageError(
-            f"the run is not finished: {len(finished)} of {len(expected)} shards are there. "
-            "Give the same `u2s anonymize` command again, then push"
-        )
-    if set((path / "data").iterdir()) - {*expected, *marks}:
+    if names(path / "data") - {file.name for file in (*expected, *marks)}:
         raise UsageError("the data folder of the run holds files that the run did not write; remove them")
-    try:
-        written = {
-            split: sum(pq.read_metadata(file).num_rows for file in some) for split, some in files.items()
-        }
-        features = Features.from_arrow_schema(pq.read_schema(expected[0])) if expected else Features()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(
-            "a shard of the run can't be read. Remove it and give the same `u2s anonymize` command again"
-        ) from error
-    if written != rows:
-        raise UsageError("the shards hold other rows than the run has; anonymize again into a new folder")
+    features = Features.from_arrow_schema(pq.read_schema(expected[0])) if expected else Features()
     if missing := set(schema.features()) - set(features):
         raise UsageError(f"the run was never verified: it has no column {', '.join(sorted(missing))}")
-    return Finished(path, features, files, rows, settings, commits)
+    return Finished(path, features, files, rows_in(shards), settings, commits)
 
 
 @dataclass

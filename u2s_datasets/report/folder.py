@@ -21,7 +21,8 @@ from datasets import Features
 from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.run.record import SETTINGS_FILE, fingerprint_of
-from u2s_datasets.run.written import files_of, local, pieces_in, rows_in
+from u2s_datasets.run.shards import Shard
+from u2s_datasets.run.written import files_of, local, rows_in
 from u2s_datasets.transforms.base import class_names
 
 TEXTS = (
@@ -65,35 +66,22 @@ class RunFolder:
             UsageError: it holds no run, a damaged one, or one that is not finished.
         """
         self.path = path
-        self.settings = _settings(path)
+        self.settings, files = _opened(path)
         self.fingerprint = fingerprint_of(self.settings)
-        files = files_of(path, self.settings)
         self.splits: dict[str, int] = rows_in(files)
         self.facts: list[dict[str, Any]] = []
         self.labels: list[str | None] = []
         self._groups: list[Group] = []
         try:
-            for split, some in files.items():
-                self._read_split(split, local(some), self.splits[split])
+            for some in files.values():
+                for file in local(some):
+                    self._read_shard(file)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UsageError(f"a file of the run can't be read ({type(error).__name__})") from error
         self._images = functools.lru_cache(GROUPS_IN_MEMORY)(_images_of)
 
     def __len__(self) -> int:
         return len(self.facts)
-
-    def _read_split(self, split: str, files: list[Path], rows: int) -> None:
-        missing = sum(not file.is_file() for file in files)
-        if missing:
-            raise UsageError(
-                f"the run is not finished: {missing} of {len(files)} shards of {split!r} are missing; "
-                "give the command that made it again"
-            )
-        before = len(self.facts)
-        for file in files:
-            self._read_shard(file)
-        if len(self.facts) - before != rows:
-            raise UsageError(f"the run's split {split!r} has {len(self.facts) - before} rows and not {rows}")
 
     def _read_shard(self, file: Path) -> None:
         parquet = pq.ParquetFile(file)
@@ -155,26 +143,15 @@ def _images_of(group: Group) -> list[dict[str, Any] | None]:
     return table[schema.EDITED_IMAGE].to_pylist()
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, list[Shard]]]:
     file = path / SETTINGS_FILE
     if not file.is_file():
         raise UsageError(f"RUN has no {SETTINGS_FILE}; give the folder that `u2s anonymize --out` wrote")
     try:
         settings = yaml.safe_load(file.read_text("utf-8"))
-        rows, size = settings["data"]["rows"], settings["shard_size"]
-        pieces_in(path, settings)
-        whole = size > 0 and isinstance(rows, dict)
         known = {"fingerprint", "image_column", "label_column"} <= set(settings["data"])
-        if not (whole and known and "seed" in settings["settings"]):
-            raise ValueError
-    except (
-        OSError,
-        yaml.YAMLError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as e:
-        raise UsageError(f"the run's {SETTINGS_FILE} is damaged") from e
-    return settings
+        if not (known and "seed" in settings["settings"]):
+            raise ValueError("a setting is missing")
+        return settings, files_of(path, settings)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"the run's {SETTINGS_FILE} is damaged") from error

@@ -12,6 +12,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
@@ -22,7 +23,7 @@ from u2s_datasets.run.overlap import ahead
 from u2s_datasets.run.rows import DatasetRows, Stream
 from u2s_datasets.run.shards import Shard, shards_of
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import Place, write_text
+from u2s_datasets.run.storage import Place, remove_leftovers, write_text
 from u2s_datasets.run.written import WrittenPiece
 
 BROKEN = (OSError, ValueError, EOFError, tarfile.TarError, pa.ArrowException)
@@ -41,6 +42,8 @@ class Piece(WrittenPiece):
         Raises:
             UsageError: it can't be read on, or is not what it was.
         """
+        if isinstance(self.mark, Path):
+            remove_leftovers(self.mark)
         known = self.rows
         finished = 0
         for shard in self.shards():

@@ -12,6 +12,8 @@ from u2s_datasets.run.record import DATA, PIECES
 from u2s_datasets.run.shards import Shard, split_shards
 from u2s_datasets.run.storage import Place, names
 
+AGAIN = "Give the same `u2s anonymize` command again"
+
 
 @dataclass(frozen=True)
 class WrittenPiece:
@@ -37,10 +39,10 @@ class WrittenPiece:
     def rows(self) -> int | None:
         """How many it had; None if it has not been read to its end."""
         try:
-            told = json.loads(self.mark.read_text("utf-8"))
-            return int(told["rows"]) if self.mark.exists() else None
-        except (OSError, ValueError, KeyError, TypeError):
+            told = json.loads(self.mark.read_text("utf-8"))["rows"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        return told if type(told) is int and told >= 0 else None
 
     def shard(self, index: int, rows: int) -> Shard:
         """The file of its rows from `index * shard_size` on."""
@@ -60,46 +62,66 @@ class WrittenPiece:
         return found
 
 
-def pieces_in(out: Place, settings: dict[str, Any]) -> list[WrittenPiece]:
-    """The pieces of the streams that a run with these settings reads.
+def files_of(out: Path, settings: dict[str, Any]) -> dict[str, list[Shard]]:
+    """The files of a run by split; each shard says which rows of the split it has.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: damaged settings.
-    """
-    return [
-        WrittenPiece(split, number, out, settings["shard_size"])
-        for split, count in settings["data"]["rows"].items()
-        if not isinstance(count, int)
-        for number in range(int(count.removesuffix(PIECES.format(""))))
-    ]
-
-
-def files_of(out: Place, settings: dict[str, Any]) -> dict[str, list[Shard]]:
-    """The files of a run by split, with the rows from its first one on that each holds.
-
-    Whether they are there is not looked at.
-
-    Raises:
-        UsageError: a piece of a stream has not been read to its end.
+        UsageError: some are not there or not whole, or there are more.
         ValueError, KeyError, TypeError, AttributeError: damaged settings.
     """
     size, counts = settings["shard_size"], settings["data"]["rows"]
-    found = {
-        split: split_shards(split, count if isinstance(count, int) else 0, out, size)
-        for split, count in counts.items()
-    }
-    pieces = pieces_in(out, settings)
+    pieces = _pieces(out, settings)
     if missing := sum(piece.rows is None for piece in pieces):
         raise UsageError(
             f"the run is not finished: {missing} of {len(pieces)} pieces of its stream have not been read to "
-            "their end; give the command that made it again"
+            f"their end. {AGAIN}"
         )
+    found = {split: split_shards(split, _rows(count), out, size) for split, count in counts.items()}
     for piece in pieces:
         some = found[piece.split]
         for shard in piece.shards():
             start = some[-1].stop if some else 0
             some.append(replace(shard, start=start, stop=start + shard.rows))
+    _check(out, [shard for some in found.values() for shard in some])
     return found
+
+
+def marks_of(out: Path, settings: dict[str, Any]) -> list[Path]:
+    """The files beside the shards that say how many rows the pieces of streams had."""
+    return [piece.mark for piece in _pieces(out, settings) if isinstance(piece.mark, Path)]
+
+
+def _pieces(out: Path, settings: dict[str, Any]) -> list[WrittenPiece]:
+    size = settings["shard_size"]
+    if type(size) is not int or size < 1:
+        raise ValueError("a shard has rows")
+    return [
+        WrittenPiece(split, number, out, size)
+        for split, count in settings["data"]["rows"].items()
+        if not isinstance(count, int)
+        for number in range(_rows(int(count.removesuffix(PIECES.format("")))))
+    ]
+
+
+def _rows(count: int | str) -> int:
+    """A number that the settings name; 0 for a stream."""
+    if isinstance(count, int) and count < 0:
+        raise ValueError("a number below 0")
+    return count if isinstance(count, int) else 0
+
+
+def _check(out: Path, shards: list[Shard]) -> None:
+    there = {name for name in names(out / DATA) if name.endswith(".parquet") and not name.startswith(".")}
+    expected = {shard.path.name for shard in shards}
+    if missing := len(expected - there):
+        raise UsageError(f"the run is not finished: {missing} of {len(shards)} shards are missing. {AGAIN}")
+    if there - expected:
+        raise UsageError("the data folder of the run holds files that the run did not write; remove them")
+    if broken := sum(not shard.is_finished for shard in shards):
+        raise UsageError(
+            f"{broken} of the run's {len(shards)} shards can't be read or hold other rows than the run has. {AGAIN}; "
+            "it makes damaged ones anew"
+        )
 
 
 def rows_in(files: dict[str, list[Shard]]) -> dict[str, int]:
