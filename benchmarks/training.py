@@ -1,27 +1,31 @@
 """A tiny editor learns to recolour drawn shapes on a CPU: is the colour right, and does the shape stay?
 
-Three questions. How the last two are decided was fixed before their figures were made.
+The questions. How each but the first is decided was fixed before its figures were made.
 
-1. **Colour.** In more than 90 % of held-out drawings the shape has the new colour.
-2. **Shape, where the picture shows it whole.** With Safe Cross-Attention it is kept at least as often as without. The
-   caption says nothing that the picture does not show, so no gain is expected, and this is asked as non-inferiority: a
-   shape is kept if the intersection over union of its own place and what has the new colour is above `KEPT`; the lower
-   end of the interval has to be above -`MARGIN`.
-3. **Shape, where the picture does not show it surely.** `HIDDEN` of the blocks are covered before the edit; the caption
-   names the shape. With Safe Cross-Attention it is kept more often: a shape is kept if of all shapes in the drawing's
-   places its own overlaps most with what has the new colour (how large it was is not to be known, so an overlap above a
-   limit would ask for luck); the lower end of the interval has to be above 0.
+1. **Colour** (`whole`). In more than 90 % of held-out drawings the shape has the new colour.
+2. **Shape, trained from nothing, the picture shows it whole** (`whole`). The caption says nothing that the picture does
+   not show, so no gain is expected, and "at least as often" is asked as non-inferiority: a shape is kept if the
+   intersection over union of its own place and what has the new colour is above `KEPT`; the lower end of the interval
+   has to be above -`MARGIN`.
+3. **Shape, trained from nothing, the picture does not show it surely** (`hidden`). `HIDDEN` of the blocks are covered
+   before the edit; the caption names the shape. With Safe Cross-Attention it is kept more often: a shape is kept if of all
+   shapes in the drawing's places its own overlaps most with what has the new colour (how large it was is not to be
+   known, so an overlap above a limit would ask for luck); the lower end of the interval has to be above 0.
+4. **Shape, as the method trains** (`tuned`). It adds Safe Cross-Attention to an InstructPix2Pix that is trained already
+   and tunes both. Here one is trained on drawings of which every second is whole and every second covered as above; then
+   it is tuned on them for as many steps again, with and without. A shape is kept as in 3, over held-out drawings of
+   both kinds; the lower end of the interval has to be above -`MARGIN`.
 
-Both ways:
-- Editors: `SEEDS`, each with and without. The two of a seed start from the same UNet and see the same drawings, in the
-  same order, with the same crops, noise levels, noise and dropped conditions; all of it differs between seeds. Settings
-  and steps are the same; only the second text branch is added, its projections being copies of the first's.
+Everywhere:
+- Editors: seeds of `SEEDS`, each with and without. The two of a seed start from the same UNet and see the same drawings,
+  in the same order, with the same crops, noise levels, noise and dropped conditions; all of it differs between seeds.
+  Settings and steps are the same; only the second text branch is added, its projections being copies of the first's.
 - Drawings: `HELD_OUT` for each seed, the same for both and seen by no training, edited from the same noise.
 - Interval: 95 %, of the difference of the shares, with minus without, from a paired bootstrap of two levels (seeds, and
   within each its drawings).
 
-Of question 2 an earlier attempt (1000 steps, seeds 101, 102, 103 and 105) gave -0.008 [-0.041, 0.018], which did not
-show it; this one trains twice as long. Question 3 was tried on seed 1 before its rule was written.
+Of question 2 two attempts were made: 1000 steps with seeds 101, 102, 103 and 105, then 2000 steps as here. Question 3 was
+tried on seed 1 before its rule was written, question 4 likewise.
 """
 
 from __future__ import annotations
@@ -42,17 +46,27 @@ from benchmarks.common import Result, fresh, rounded, two_level_interval
 CHANCE = 1 / len(shapes.NEW)
 GOAL = 0.9
 KEPT, MARGIN = 0.7, 0.02
-SEEDS = (201, 202, 203, 204, 205, 206)
+SEEDS = {
+    "whole": (201, 202, 203, 204, 205, 206),
+    "hidden": (201, 202, 203, 204, 205, 206),
+    "tuned": (301, 302, 303, 304),
+}
 HELD_OUT = 256
 HIDDEN = 0.6
-STEPS = {"whole": 2000, "hidden": 1000}
+STEPS = {"whole": 2000, "hidden": 1000, "tuned": 800}
 BATCH, EMA = 8, 0.996
 GUIDANCE = {"steps": 15, "guidance_scale": 3.0, "image_guidance_scale": 1.0}
 Scores = dict[str, np.ndarray]
 
 
 def save_trained(
-    folder: Path, safe: bool = True, steps: int = 400, seed: int = 0, pairs: int = 1000, hidden: float = 0.0
+    folder: Path,
+    safe: bool = True,
+    steps: int = 400,
+    seed: int = 0,
+    pairs: int = 1000,
+    sources: str = "whole",
+    start: Path | None = None,
 ) -> Path:
     """A tiny InstructPix2Pix that `u2s train editor` trained on drawings.
 
@@ -62,7 +76,8 @@ def save_trained(
         steps: optimiser steps of `BATCH` pairs.
         seed: of the weights, the drawings and the training.
         pairs: drawings to train on.
-        hidden: share of their blocks that are covered before the edit.
+        sources: how much of the shapes they show, see `drawn`.
+        start: the model that is trained; an untrained one if not given.
 
     Returns:
         The folder of the trained model.
@@ -71,12 +86,12 @@ def save_trained(
     from u2s_datasets.training.settings import EditorTraining
 
     splits = {
-        "train": shapes.drawings(pairs, [seed, 1], hidden=hidden),
-        "validation": shapes.drawings(32, [seed, 2], hidden=hidden),
+        "train": drawn(pairs, [seed, 1], sources),
+        "validation": drawn(32, [seed, 2], sources),
     }
     data = shapes.save_pairs(folder / "pairs", splits)
     training = EditorTraining(
-        model=str(shapes.save_untrained(folder / "untrained", seed)),
+        model=str(start or shapes.save_untrained(folder / "untrained", seed)),
         safe_attention=safe,
         resolution=shapes.SIDE,
         steps=steps,
@@ -95,14 +110,23 @@ def save_trained(
     return folder / "model"
 
 
-def scores(model: Path, count: int = HELD_OUT, seed: int = 0, hidden: float = 0.0) -> Scores:
+def drawn(count: int, seed: list[int], sources: str) -> list[shapes.Drawing]:
+    """Drawings that show their shapes `whole`, with `HIDDEN` of the blocks covered (`hidden`), or half of each (`tuned`)."""
+    if sources == "tuned":
+        return [
+            it for kind in ("whole", "hidden") for it in drawn(count // 2, [*seed, kind == "hidden"], kind)
+        ]
+    return shapes.drawings(count, seed, hidden=HIDDEN if sources == "hidden" else 0.0)
+
+
+def scores(model: Path, count: int = HELD_OUT, seed: int = 0, sources: str = "whole") -> Scores:
     """How held-out drawings are edited.
 
     Args:
         model: the editor's folder.
         count: of drawings.
         seed: of the drawings and of the editor's noise.
-        hidden: share of their blocks that are covered before the edit.
+        sources: how much of the shapes they show, see `drawn`.
 
     Returns:
         Arrays of (count,) numbers. colour: 1 where it is the new one. overlap: IoU of the shape's place and of what has
@@ -112,7 +136,7 @@ def scores(model: Path, count: int = HELD_OUT, seed: int = 0, hidden: float = 0.
     from u2s_datasets.models.editors.instruct_pix2pix import InstructPix2Pix
 
     editor = InstructPix2Pix(model=str(model), smallest=64, largest=64, **GUIDANCE)
-    drawings = shapes.drawings(count, [seed, 3], hidden=hidden)
+    drawings = drawn(count, [seed, 3], sources)
     requests = [
         EditRequest(
             drawing.pixels(after=False),
@@ -135,12 +159,12 @@ def scores(model: Path, count: int = HELD_OUT, seed: int = 0, hidden: float = 0.
 
 
 def bench(folder: Path) -> list[Result]:
-    """The three questions. The editors are trained side by side, each on one core."""
+    """The four questions. The editors are trained side by side, each on one core."""
     import torch
 
     folder = fresh(folder)
     untrained = scores(shapes.save_untrained(folder / "untrained"))
-    jobs = list(itertools.product(STEPS, SEEDS, (False, True)))
+    jobs = [(sources, seed, safe) for sources in SEEDS for seed in SEEDS[sources] for safe in (False, True)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         found = dict(
@@ -151,30 +175,38 @@ def bench(folder: Path) -> list[Result]:
 
 def _job(folder: Path, sources: str, seed: int, safe: bool) -> Scores:
     """An editor's scores, which are also left in `folder` as they come."""
-    hidden = HIDDEN if sources == "hidden" else 0.0
-    name = f"{sources}-{seed}-{'safe' if safe else 'plain'}"
-    model = save_trained(folder / name, safe, STEPS[sources], seed, hidden=hidden)
-    found = scores(model, seed=seed, hidden=hidden)
+    name, steps = f"{sources}-{seed}-{'safe' if safe else 'plain'}", STEPS[sources]
+    start = None
+    if sources == "tuned":
+        start = save_trained(folder / f"{name}-start", False, steps, seed, sources=sources)
+    model = save_trained(folder / name, safe, steps, seed, sources=sources, start=start)
+    found = scores(model, seed=seed, sources=sources)
     np.savez(folder / f"{name}.npz", **found)  # type: ignore[arg-type]
     return found
 
 
 def judged(found: dict[tuple[str, int, bool], Scores], untrained: Scores) -> list[Result]:
     """The results from the scores of each (sources, seed, with Safe Cross-Attention)."""
-    colours = {key: float(each["colour"].mean()) for key, each in found.items() if key[2]}
-    least = min(colours.values())
-    details: dict[str, Any] = {"untrained": float(untrained["colour"].mean()), "chance": CHANCE}
-    results = [
-        Result("training, colour, least of the safe editors", least, f"> {GOAL:g}", least > GOAL, details)
-    ]
-    for sources, name, bound in (("whole", "kept", -MARGIN), ("hidden", "shape", 0.0)):
+    results = []
+    for sources, name, bound in (
+        ("whole", "kept", -MARGIN),
+        ("hidden", "shape", 0.0),
+        ("tuned", "shape", -MARGIN),
+    ):
         plain, safe = (
             [
-                {**each, "kept": each["overlap"] > KEPT}
-                for key, each in found.items()
-                if key[::2] == (sources, it)
+                {**found[sources, seed, which], "kept": found[sources, seed, which]["overlap"] > KEPT}
+                for seed in SEEDS[sources]
             ]
-            for it in (False, True)
+            for which in (False, True)
+        )
+        colours = [float(each["colour"].mean()) for each in safe]
+        details = {"safe": rounded(colours), "untrained": float(untrained["colour"].mean()), "chance": CHANCE}
+        decides: dict[str, Any] = (
+            {"goal": f"> {GOAL:g}", "passed": min(colours) > GOAL} if sources == "whole" else {}
+        )
+        results.append(
+            Result(f"training, {sources}, colour, least", min(colours), details=details, **decides)
         )
         for score in sorted(("kept", "overlap", "shape"), key=lambda it: it != name):
             rows = [np.subtract(b[score], a[score], dtype=float) for a, b in zip(plain, safe, strict=True)]
