@@ -247,6 +247,18 @@ def test_under_another_launcher_each_rank_takes_its_share(launcher, photographs,
         assert re.findall(r"train-(\d+)-of", log) == [f"{index:05d}" for index in range(rank, 6, 2)]
 
 
+def in_any_world(opened, job, folder, shard_size):
+    """The folders of the same run with 1, 2 and 3 ranks and batches of 1, 7 and 32."""
+    outs = []
+    for size, batch in ((1, 1), (2, 7), (3, 32)):
+        outs.append(folder / f"{size}-{batch}")
+        if size == 1:
+            run(opened, job, outs[-1], shard_size, batch)
+        else:
+            ranks.launch(opened, job, outs[-1], size, shard_size, batch)
+    return outs
+
+
 def test_the_local_preset_gives_the_same_bytes_in_any_world_and_batch(photographs, tmp_path, monkeypatch):
     for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
@@ -258,19 +270,12 @@ def test_the_local_preset_gives_the_same_bytes_in_any_world_and_batch(photograph
             image.thumbnail((320, 320))
             image.save(small / f"{index}.jpg", quality=92)
     opened, job = open_source(str(small)), load_preset("local")
-    rows, files = {}, {}
-    for size, batch in ((1, 1), (2, 7), (3, 32)):
-        out = tmp_path / f"{size}-{batch}"
-        if size == 1:
-            run(opened, job, out, 3, batch)
-        else:
-            ranks.launch(opened, job, out, size, 3, batch)
-        rows[size, batch] = pq.read_table(out / "data").to_pylist()
-        files[size, batch] = contents(out)
-    assert {row["audit"]["status"] for row in rows[1, 1]} >= {"untouched", "redacted"}
-    assert len(rows[1, 1]) == 11
-    for found in files.values():
-        assert found == files[1, 1]
+    alone, *others = in_any_world(opened, job, tmp_path, 3)
+    rows = pq.read_table(alone / "data").to_pylist()
+    assert {row["audit"]["status"] for row in rows} >= {"untouched", "redacted"}
+    assert len(rows) == 11
+    for out in others:
+        assert contents(out) == contents(alone)
 
 
 def _words(row):
@@ -298,19 +303,12 @@ def test_diffusion_models_give_the_same_pictures_in_any_world_and_batch(preset, 
         *(["edit.editor.n_max=2"] if preset == "paper-flowedit" else []),
     ]
     opened, job = open_source(str(photos)), load_preset(preset, settings)
-    found = {}
-    for size, batch in ((1, 1), (2, 7), (3, 32)):
-        out = tmp_path / f"{size}-{batch}"
-        if size == 1:
-            run(opened, job, out, 8, batch)
-        else:
-            ranks.launch(opened, job, out, size, 8, batch)
-        found[size, batch] = datasets.load_dataset(str(out), split="train")
-    expected = found.pop((1, 1))
+    outs = in_any_world(opened, job, tmp_path, 8)
+    expected, *found = (datasets.load_dataset(str(out), split="train") for out in outs)
     statuses = [audit["status"] for audit in expected["audit"]]
     assert len(statuses) == 20
     assert "edited" in statuses
-    for rows in found.values():
+    for rows in found:
         assert [audit["status"] for audit in rows["audit"]] == statuses
         for row, other in zip(rows, expected, strict=True):
             assert _words(row) == _words(other)

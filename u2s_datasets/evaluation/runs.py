@@ -126,10 +126,11 @@ def flag_scores(
 
     Without labels they are undefined.
     """
+    files = shard_files(run)
     risks = (
         value["unsafe"]
         for split in originals.splits
-        for file in shard_files(run, split)
+        for file in files[split]
         for value in pq.read_table(file, columns=[schema.RISK])[schema.RISK].to_pylist()
     )
     flags = list(risks)
@@ -172,9 +173,10 @@ def _variants(name: str, batch: dict[str, list[Any]]) -> list[Photo | None]:
 def _batches(
     run: Path, originals: Source, batch_size: int, left_out: Collection[tuple[str, int]]
 ) -> Iterator[dict[str, list[Any]]]:
+    files = shard_files(run)
     for split, data in originals.splits.items():
         start = 0
-        for file in shard_files(run, split):
+        for file in files[split]:
             for part in pq.ParquetFile(file).iter_batches(batch_size, columns=list(HELD)):
                 rows = data.read(start, start + part.num_rows, [originals.image_column])
                 images = rows[originals.image_column].to_pylist()
@@ -222,10 +224,10 @@ def readable(value: Any) -> Photo | None:
         return None
 
 
-def shard_files(run: Path, split: str) -> list[Path]:
-    """The Parquet files of a finished run's split, in order."""
+def shard_files(run: Path) -> dict[str, list[Path]]:
+    """The Parquet files of a finished run by split, in order."""
     settings = yaml.safe_load((run / SETTINGS_FILE).read_text("utf-8"))
-    return local(files_of(run, settings)[split])
+    return {split: local(some) for split, some in files_of(run, settings).items()}
 
 
 def table(report: Report) -> list[list[str]]:

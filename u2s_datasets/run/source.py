@@ -30,6 +30,7 @@ from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.run import tables
 from u2s_datasets.run.rows import DatasetRows, Rows, Stream, chosen
+from u2s_datasets.run.world import few_heaps
 
 # Camera formats that Pillow can't open are listed too: such a row is withheld and counted, never overlooked.
 UNOPENED = {".heic", ".heif", ".jxl", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
@@ -90,6 +91,7 @@ def open_source(
     Raises:
         UsageError: nothing there, or no single image column; the message says what to do.
     """
+    few_heaps()  # before the threads of Parquet's readers have heaps of their own
     splits, fingerprint = open_table(source, streaming)
     return _chosen(splits, fingerprint, split, image_column, label_column, limit)
 

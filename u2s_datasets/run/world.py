@@ -123,7 +123,8 @@ def few_heaps() -> None:
     """Keeps glibc to one heap a core, unless MALLOC_ARENA_MAX says otherwise; elsewhere nothing.
 
     By default it has eight a core. Threads that come and go with each batch leave holes in all of them: 10 000 rows
-    took twice the memory of 1000 (`benchmarks/scale.py`).
+    took twice the memory of 1000 (`benchmarks/scale.py`). glibc heeds this only before it has made eight heaps, so it is
+    said where a source is opened and again where a run starts.
     """
     if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, max(2, cores()))

@@ -134,7 +134,7 @@ def open_training(
     about = read_run(run, "TRAIN")
     split = chosen_split(list(about["rows"]), split, "train", "--split")
     opened = open_run(run, originals) if originals else None
-    files = [str(file) for file in shard_files(run, split)]
+    files = [str(file) for file in shard_files(run)[split]]
     written = ParquetRows(read_footers(files))
     encoded = {schema.EDITED_IMAGE: Image(decode=False)}
     data = indexed(chosen(written, list(written.features), encoded), cache)
