@@ -179,6 +179,8 @@ def metadata() -> Iterator[tuple[str, bytes, str]]:
     yield "exif of numbers.png", with_chunk(chunk(b"eXIf", numbers)), WITHHELD
     webp = encoded("WEBP", exif=numbers)
     yield "exif of numbers.webp", webp, WITHHELD
+    pointers = tiff(*[(0x8769, 4, 1, 8)] * 60_000)
+    yield "exif points to itself.png", with_chunk(chunk(b"eXIf", pointers)), READ
     yield "exif garbage.png", with_chunk(chunk(b"eXIf", b"\xff" * 50)), READ
     yield "directories in a ring.tif", tiff((256, 4, 1, 1), following=8), WITHHELD
     yield (

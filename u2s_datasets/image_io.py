@@ -55,12 +55,14 @@ class Photo:
         self._jpeg = _jpeg(data)
         if self._jpeg is None or len(self._jpeg.exif_blocks) > 1:
             check_file(data)
-        with quiet():
-            if self._jpeg and self._jpeg.size and self._jpeg.orientation:
-                # Pillow would say the same, and take most of the time of a row that is only carried.
-                self.format, self.size, self.metadata = "JPEG", self._jpeg.size, self._jpeg.metadata
-                self._orientation, frames = self._jpeg.orientation, 1
-            else:
+        size = self._jpeg.size if self._jpeg else None
+        turn = self._jpeg.orientation if self._jpeg else None
+        if self._jpeg and size and turn:
+            # Pillow would say the same, and take most of the time of a row that is only carried.
+            self.format, self.size, self.metadata = "JPEG", size, self._jpeg.metadata
+            self._orientation, frames = turn, 1
+        else:
+            with quiet():
                 image = self._open()
                 # An MPO is a JPEG with more pictures behind it; only the first is inspected, and leaves.
                 self.format = "JPEG" if image.format == "MPO" else image.format or ""

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import struct
 from collections.abc import Iterator
 
-from PIL import Image
-
 from u2s_datasets.embedded import (
     EXIF_ERRORS,
-    ORIENTATION,
+    EXIF_PREFIX,
+    ExifFields,
     clean_icc,
+    exif_fields,
     exif_findings,
-    exif_of,
     findings_of,
     icc_is_clean,
 )
 from u2s_datasets.image_limits import MAX_FILL, MAX_PARTS, MAX_SCANS
 
+Span = tuple[int, int, int]  # marker, start, stop
+
 JPEG = b"\xff\xd8"  # how the file begins
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+ASIDES = {*range(0xE0, 0xF0), 0xFE}  # applications' segments and comments
 _FILL = re.compile(rb"\xff+")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields (marker, whole segment) up to and including the end of the first image.
+def jpeg_spans(data: bytes) -> Iterator[Span]:
+    """Yields marker, start and stop of each segment up to and including the end of the first image.
 
     The entropy-coded data that follows a start of scan belongs to that segment.
 
     Raises:
         ValueError: the bytes are not a well-formed JPEG, or have an odd number of segments or fill bytes.
     """
-    yield 0xD8, data[:2]
+    yield 0xD8, 0, 2
     at, scans = 2, 0
     for _ in range(MAX_PARTS):
         if at + 1 >= len(data):
@@ -45,19 +48,24 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             at = _after_fill(data, at)
         marker = data[at + 1]
         if marker == 0xD9:
-            yield marker, data[at : at + 2]
+            yield marker, at, at + 2
             return
         length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if length < 2 or at + 2 + length > len(data):
-            raise ValueError("a JPEG segment is longer than the file")
         end = at + 2 + length
+        if length < 2 or end > len(data):
+            raise ValueError("a JPEG segment is longer than the file")
         if marker == 0xDA:
             end, scans = _scan_end(data, end), scans + 1
             if scans > MAX_SCANS:
                 raise ValueError("a JPEG with too many scans")
-        yield marker, data[at:end]
+        yield marker, at, end
         at = end
     raise ValueError("the JPEG has no end marker")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields (marker, whole segment) of each of the `jpeg_spans`."""
+    return ((marker, data[start:stop]) for marker, start, stop in jpeg_spans(data))
 
 
 def _after_fill(data: bytes, at: int) -> int:
@@ -79,18 +87,24 @@ def _scan_end(data: bytes, at: int) -> int:
 class JpegFile:
     """A JPEG cut into its segments, once for all who ask.
 
+    Attributes:
+        data: the file.
+        spans: of its segments (see `jpeg_spans`).
+        asides: marker and body of the segments that say something beside the pixels.
+
     Raises:
         ValueError: the bytes are not a well-formed JPEG.
     """
 
-    def __init__(self, data: bytes, segments: list[tuple[int, bytes]] | None = None):
+    def __init__(self, data: bytes, spans: list[Span] | None = None):
         self.data = data
-        self.segments = list(jpeg_segments(data)) if segments is None else segments
+        self.spans = list(jpeg_spans(data)) if spans is None else spans
+        self.asides = [(m, data[start + 4 : stop]) for m, start, stop in self.spans if m in ASIDES]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Width and height of a frame that every decoder knows (8 bits; grey, colour or CMYK), else None."""
-        frames = [segment for marker, segment in self.segments if marker in JPEG_FRAMES]
+        frames = [self.data[start:stop] for marker, start, stop in self.spans if marker in JPEG_FRAMES]
         if len(frames) != 1 or len(frames[0]) < 10 or frames[0][4] != 8 or frames[0][9] not in (1, 3, 4):
             return None
         height, width = struct.unpack(">HH", frames[0][5:9])
@@ -99,12 +113,13 @@ class JpegFile:
     @property
     def exif_blocks(self) -> list[bytes]:
         """The bodies of the segments that begin as EXIF does."""
-        return [part[4:] for marker, part in self.segments if marker == 0xE1 and part[4:10] == b"Exif\0\0"]
+        return [body for marker, body in self.asides if marker == 0xE1 and body.startswith(EXIF_PREFIX)]
 
     @functools.cached_property
-    def exif(self) -> Image.Exif | None:
-        """The first EXIF block; None where there is none or it can't be read."""
-        return exif_of(self.exif_blocks[0]) if self.exif_blocks else None
+    def exif(self) -> ExifFields | None:
+        """The fields of the first EXIF block; None where there is none or it can't be read."""
+        blocks = self.exif_blocks
+        return exif_fields(blocks[0]) if blocks else None
 
     @property
     def metadata(self) -> list[str]:
@@ -116,45 +131,44 @@ class JpegFile:
 
     @property
     def orientation(self) -> int | None:
-        """1 to 8; None where more than one segment may say it, XMP among them."""
-        asides = sum(marker == 0xE1 for marker, _ in self.segments)
+        """As EXIF has it, 1 to 8 if it is sound; None where Pillow is to say it: more segments may, XMP among them."""
+        asides = [body for marker, body in self.asides if marker == 0xE1]
         if not asides:
             return 1
-        if asides > 1 or not self.exif_blocks:
+        if len(asides) > 1 or self.exif is None:
             return None
-        try:
-            return 1 if self.exif is None else int(self.exif.get(ORIENTATION, 1))
-        except EXIF_ERRORS:
-            return 1
+        return self.exif.orientation
 
 
 def strip_jpeg(jpeg: JpegFile) -> JpegFile:
     """The same JPEG with its coding tables, scans, JFIF density, Adobe transform and colour tables only."""
-    out, profile = [], []
-    for marker, segment in jpeg.segments:
-        body = segment[4:20]
+    out: list[tuple[int, bytes | memoryview]] = []
+    profile, asides, view = [], iter(jpeg.asides), memoryview(jpeg.data)
+    for marker, start, stop in jpeg.spans:
+        if marker not in ASIDES:
+            out.append((marker, view[start:stop]))
+            continue
+        _, body = next(asides)
         if marker == 0xE0 and body.startswith(b"JFIF\0"):
             # Version, units and density stay; the thumbnail that may follow does not. Decoders heed no shorter one.
             out += [(marker, b"\xff\xe0\x00\x10" + body[:12] + b"\0\0")] if len(body) >= 14 else []
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
-            profile.append((body[12], segment[18:]))
+            profile.append((body[12], body[14:]))
         elif marker == 0xEE and body.startswith(b"Adobe"):
             out += [(marker, b"\xff\xee\x00\x0e" + body[:12])] if len(body) >= 12 else []
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            out.append((marker, segment))
     icc = clean_icc(b"".join(part for _, part in sorted(profile)))
     if icc and len(icc) < 65000:
         head = b"\xff\xe2" + struct.pack(">H", len(icc) + 16) + b"ICC_PROFILE\0\x01\x01"
         out.insert(1, (0xE2, head + icc))
-    return JpegFile(b"".join(segment for _, segment in out), out)
+    stops = list(itertools.accumulate(len(segment) for _, segment in out))
+    spans = [(marker, stop - len(segment), stop) for (marker, segment), stop in zip(out, stops, strict=True)]
+    return JpegFile(b"".join(segment for _, segment in out), spans)
 
 
 def _jpeg_findings(jpeg: JpegFile) -> list[str]:
-    found, size, blocks = [], 0, len(jpeg.exif_blocks)
-    for marker, segment in jpeg.segments:
-        size += len(segment)
-        body = segment[4:]
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+    found, blocks = [], len(jpeg.exif_blocks)
+    for marker, body in jpeg.asides:
+        if marker == 0xE1 and body.startswith(EXIF_PREFIX):
             found += findings_of(jpeg.exif) if blocks == 1 else exif_findings(body)
         elif marker == 0xE1:
             found.append("xmp" if b"adobe.com/x" in body[:40] else "unknown segment")
@@ -171,6 +185,7 @@ def _jpeg_findings(jpeg: JpegFile) -> list[str]:
             found.append("iptc")
         elif marker == 0xFE:
             found.append("comment")
-        elif 0xE0 <= marker <= 0xEF:
+        else:
             found.append("unknown segment")
-    return found + (["trailing data"] if size < len(jpeg.data.rstrip(b"\0")) else [])
+    behind = jpeg.data[jpeg.spans[-1][2] :]
+    return found + (["trailing data"] if behind.strip(b"\0") else [])
