@@ -1,7 +1,7 @@
 """Rows that are already known to be safe: what carrying them costs.
 
-With the detectors off, a row is opened, decoded to the end (a damaged file must not leave), stripped of its
-metadata, audited and written as Parquet. The other side hands the same encoded bytes through `Dataset.map`,
+With the detectors off, a row is opened, its segments and scans walked to their end mark (a file cut short must not
+leave), stripped of its metadata, audited and written as Parquet. The other side hands the same encoded bytes through `Dataset.map`,
 changes nothing, and writes the same Parquet. Both read the same saved dataset, mapped into memory.
 Shown beside it: that map alone, which copies Arrow buffers into its cache
 file, and the map that people write first, which returns the decoded image.

@@ -72,12 +72,32 @@ def test_an_error_while_writing_is_raised_by_the_next_call_or_at_the_end():
         calls(fail)
 
 
-def test_portions_bound_the_pixels_and_lose_no_row(encode):
-    small, large = (Photo(encode(Image.new("RGB", size))) for size in ((30, 10), (90, 10)))
-    photos = [small, UnreadableImage("unknown"), small, large]
-    assert list(portions(photos, 600)) == [(0, 3), (3, 4)]
-    assert list(portions(photos, 1)) == [(0, 1), (1, 3), (3, 4)]
-    assert list(portions(photos)) == [(0, 4)]
+def test_portions_bound_pixels_and_bytes_and_lose_no_row(encode):
+    small, large = (Photo(encode(Image.new("RGB", size))) for size in ((300, 100), (900, 100)))
+    unknown, long = UnreadableImage("unknown"), Photo(small.data + bytes(50_000))
+    photos = [small, unknown, small, large]
+    assert list(portions(photos, 60_000)) == [[small, unknown, small], [large]]
+    assert list(portions(photos, 1)) == [[small], [unknown, small], [large]]
+    assert list(portions(photos)) == [photos]
+    assert list(portions([small, long, small, small, large], 60_000)) == [
+        [small, long],
+        [small, small],
+        [large],
+    ]
+    assert list(portions([long, long, long], 60_000)) == [[long], [long], [long]]
+
+
+def test_a_portion_is_used_before_the_next_photographs_are_opened(encode):
+    photo, opened = Photo(encode(Image.new("RGB", (300, 100)))), []
+
+    def photos():
+        for index in range(6):
+            opened.append(index)
+            yield photo
+
+    for number, part in enumerate(portions(photos(), 60_000), 1):
+        assert len(part) == 2
+        assert len(opened) <= 2 * number + 1
 
 
 def test_an_error_beside_the_reading_is_the_one_that_is_seen():

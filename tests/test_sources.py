@@ -192,6 +192,27 @@ def test_a_damaged_file_is_named_by_its_number(tmp_path, what):
     assert "train-" not in str(error.value)
 
 
+def test_rows_too_large_to_be_read_together_are_read_one_by_one(tmp_path, monkeypatch):
+    """As Arrow answers where 32 photographs have more than 2 GiB; `test_large.py` does it with such photographs."""
+    path = write(tmp_path / "x.parquet", group=10)
+    expected = values_of(open_source(str(path)).splits["train"], "image")
+    real, sizes = pq.ParquetFile.iter_batches, []
+
+    def too_much(self, batch_size, **options):
+        sizes.append(batch_size)
+        if batch_size > 1:
+            raise pa.ArrowNotImplementedError(
+                "Nested data conversions not implemented for chunked array outputs"
+            )
+        return real(self, batch_size, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", too_much)
+    source = open_source(str(path)).splits["train"]
+    assert values_of(source, "image") == expected
+    assert source.read(12, 15)["id"].to_pylist() == [12, 13, 14]
+    assert sizes.count(1) == 4  # three groups, and one of them again
+
+
 def test_a_page_that_is_damaged_stops_the_run_with_the_number_of_the_file(tmp_path):
     write(tmp_path / "a.parquet", 4)
     bad = write(tmp_path / "b.parquet", 20)

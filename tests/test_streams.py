@@ -14,7 +14,16 @@ import bad_files
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    arrow_dataset,
+    load_dataset,
+)
 from fakes import RedFinder
 from PIL import Image as Pillow
 from typer.testing import CliRunner
@@ -282,6 +291,15 @@ def test_the_command_line(tars, tmp_path):
     )
     assert "known" in steps.output
     assert steps.exit_code == 2
+
+
+def test_the_images_of_a_stream_are_not_hashed_to_name_a_dataset(tars, tmp_path, monkeypatch):
+    def hashes(data):
+        raise AssertionError("all images would be copied and hashed")
+
+    monkeypatch.setattr(arrow_dataset, "generate_fingerprint", hashes)
+    run(open_source(str(tars), streaming=None), job(), tmp_path / "out", 5)
+    assert len(rows_of(tmp_path / "out")) == sum(SIZES)
 
 
 def test_what_a_stream_became_is_reported_evaluated_and_published(tars, tmp_path):

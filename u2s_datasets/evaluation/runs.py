@@ -23,6 +23,7 @@ from u2s_datasets.evaluation.statistics import check_confidence
 from u2s_datasets.evaluation.utility import utility
 from u2s_datasets.image_io import Photo
 from u2s_datasets.run.record import SETTINGS_FILE
+from u2s_datasets.run.row_groups import batches
 from u2s_datasets.run.rows import first
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.written import files_of, local, rows_in
@@ -177,7 +178,7 @@ def _batches(
     for split, data in originals.splits.items():
         start = 0
         for file in files[split]:
-            for part in pq.ParquetFile(file).iter_batches(batch_size, columns=list(HELD)):
+            for part in batches(file, HELD, batch_size):
                 rows = data.read(start, start + part.num_rows, [originals.image_column])
                 images = rows[originals.image_column].to_pylist()
                 batch = {schema.IMAGE: [readable(value) for value in images]}

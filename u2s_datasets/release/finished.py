@@ -22,11 +22,11 @@ from u2s_datasets import schema
 from u2s_datasets.errors import UsageError
 from u2s_datasets.report.decisions import DECISIONS_FILE, Decision, read_decisions
 from u2s_datasets.run.record import REVISIONS_FILE, SETTINGS_FILE
+from u2s_datasets.run.row_groups import batches
 from u2s_datasets.run.storage import names
 from u2s_datasets.run.written import files_of, local, marks_of, rows_in
 from u2s_datasets.schema import Status
 
-AT_A_TIME = 64  # rows in memory
 Row = tuple[str, int]  # split and position in it
 
 
@@ -53,7 +53,7 @@ class Finished:
         """Yields (position of the first row, batch) of some columns."""
         start = 0
         for file in self.files[split]:
-            for batch in pq.ParquetFile(file).iter_batches(AT_A_TIME, columns=list(columns)):
+            for batch in batches(file, columns):
                 yield start, batch
                 start += batch.num_rows
 

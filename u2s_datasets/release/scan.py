@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from u2s_datasets import schema
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import STRIPPABLE, Photo
-from u2s_datasets.release.finished import AT_A_TIME
 from u2s_datasets.release.likeness import Originals
 from u2s_datasets.release.secrets import CARD as IN_CARD
 from u2s_datasets.release.secrets import FOOTER, STAYS, Secrets, contacts
+from u2s_datasets.run.row_groups import batches
 
 CARD = "README.md"
 DATA = re.compile(r"data/\w+(?:\.\w+)*-\d{5}-of-\d{5}\.parquet")
@@ -94,7 +94,7 @@ def _table(name: str, path: Path, secrets: Secrets, originals: Originals | None)
         return
     yield from _metadata(name, file, secrets)
     start = 0
-    for batch in file.iter_batches(AT_A_TIME):
+    for batch in batches(file):
         for index, row in enumerate(batch.to_pylist(), start):
             for leaf in leaves(row):
                 if isinstance(leaf, Path):

@@ -25,11 +25,11 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.release.finished import Audits, Finished
 from u2s_datasets.release.scan import NOT_IN_AUDIT, PRIVATE_COLUMNS
 from u2s_datasets.release.secrets import tokens
+from u2s_datasets.run.row_groups import GROUP, RowGroupWriter
 
 ROW = "row"
 CAPTIONS = (schema.PUBLIC_CAPTION, schema.EDIT_INSTRUCTION)
 SHARD_BYTES = 256 * 2**20
-GROUP = 64  # rows of a row group: small, so that a viewer can open one image without reading a thousand
 NEVER = PRIVATE_COLUMNS - {schema.COMBINED_CAPTION}
 
 
@@ -225,28 +225,37 @@ def _shuffled(tables: Iterator[pa.Table], rows: int, seed: int, folder: Path) ->
             whole = pa.ipc.open_file(file).read_all()
             order = np.random.default_rng(seed).permutation(rows)
             for start in range(0, rows, GROUP):
-                yield whole.take(pa.array(order[start : start + GROUP]))
+                # Not by `take`, which makes one piece of them: Arrow holds at most 2 GiB in one.
+                yield pa.concat_tables([whole.slice(row, 1) for row in order[start : start + GROUP]])
     finally:
         path.unlink(missing_ok=True)
+
+
+def _apart(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, one by one where those of a table would overfill a shard."""
+    for table in tables:
+        step = 1 if table.nbytes > SHARD_BYTES else table.num_rows
+        yield from (table.slice(start, step) for start in range(0, table.num_rows, step))
 
 
 def _write(tables: Iterator[pa.Table], split: str, view: View, folder: Path) -> None:
     """Writes shards of about `SHARD_BYTES`; their number is known at the end, so they are renamed then."""
     written: list[Path] = []
-    writer, size, row = None, 0, 0
+    writer: RowGroupWriter | None = None
+    size, row = 0, 0
     target = view.features.arrow_schema
-    for table in tables:
+    for table in _apart(tables):
         numbers = pa.array(range(row, row + table.num_rows), pa.int64())
         table = pa.table([numbers, *table.columns], schema=target)
         row += table.num_rows
         if writer is None or size > SHARD_BYTES:
             if writer is not None:
-                writer.close()
+                writer.end()
             written.append(folder / f".{split}-{len(written)}")
-            writer, size = pq.ParquetWriter(written[-1], target), 0
-        writer.write_table(table, row_group_size=GROUP)
+            writer, size = RowGroupWriter(written[-1], view.features), 0
+        writer.add(table)
         size += table.nbytes
     if writer is not None:
-        writer.close()
+        writer.end()
     for index, path in enumerate(written):
         path.rename(folder / f"{split}-{index:05d}-of-{len(written):05d}.parquet")

@@ -1,13 +1,14 @@
 """Reading, models and writing side by side: one batch is read ahead, one is written behind.
 
 A model then never waits for a JPEG or for the disk. At most three batches are in memory, and a batch ends early
-where its pictures together have more than `PIXELS_AT_ONCE` pixels, so memory follows neither rows nor sizes.
+where its pictures together have more than `AT_ONCE` pixels or bytes, so memory follows neither rows nor sizes,
+but for a batch of encoded files that comes from a table.
 How rows fall into batches changes no output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, cast
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
 
-PIXELS_AT_ONCE = 128_000_000  # about 0.8 GB decoded, twice as Pillow and numpy hold it
+AT_ONCE = 128_000_000  # as pixels about 0.8 GB decoded, twice as Pillow and numpy hold it
 END = object()
 T = TypeVar("T")
 
@@ -50,13 +51,18 @@ def behind() -> Iterator[Callable[..., None]]:
             last.pop().result()
 
 
-def portions(photos: list[Photo | UnreadableImage], most: int = PIXELS_AT_ONCE) -> Iterator[tuple[int, int]]:
-    """Cuts a batch into ranges (start, stop) of at most `most` pixels each, one photo at least."""
-    start, pixels = 0, 0
-    for index, photo in enumerate(photos):
-        size = photo.size[0] * photo.size[1] if isinstance(photo, Photo) else 0
-        if pixels and pixels + size > most:
-            yield start, index
-            start, pixels = index, 0
-        pixels += size
-    yield start, len(photos)
+def portions(
+    photos: Iterable[Photo | UnreadableImage], most: int = AT_ONCE
+) -> Iterator[list[Photo | UnreadableImage]]:
+    """Cuts a batch into parts of at most `most` pixels and bytes each, one photo at least, as they are opened."""
+    part: list[Photo | UnreadableImage] = []
+    sizes = (0, 0)
+    for photo in photos:
+        own = (photo.size[0] * photo.size[1], len(photo.data)) if isinstance(photo, Photo) else (0, 0)
+        together = (sizes[0] + own[0], sizes[1] + own[1])
+        if max(together) > most and any(sizes):
+            yield part
+            part, together = [], own
+        part.append(photo)
+        sizes = together
+    yield part

@@ -113,17 +113,18 @@ class ParquetRows:
                 high = min(stop - begin, self._footers[file].groups[group])
                 if max(start - begin, 0) < high:
                     parts += self._read(file, group, names, max(start - begin, 0), high, features)
-        return pa.concat_tables(parts).combine_chunks()
+        return pa.concat_tables(parts)
 
     def _read(
         self, file: int, group: int, names: tuple[str, ...], low: int, high: int, features: Features
     ) -> list[pa.Table]:
         which = _which(file + 1, len(self._footers))
         try:
-            here = self._at
-            if here is None or (here.group, here.names) != ((file, group), names) or here.row > low:
-                self._at = here = _Reader(self._footers[file], file, group, names, max(high - low, AT_A_TIME))
-            parts = [pa.Table.from_batches([batch]) for batch in here.take(low, high)]
+            try:
+                parts = self._taken(file, group, names, low, high, max(high - low, AT_A_TIME))
+            except pa.ArrowNotImplementedError:  # Arrow holds at most 2 GiB of a column in one piece
+                self._at = None
+                parts = self._taken(file, group, names, low, high, 1)
         except DAMAGED as error:
             self._at = None
             raise UsageError(
@@ -134,6 +135,14 @@ class ParquetRows:
             return [typed(part, features) for part in parts]
         except UsageError as error:
             raise UsageError(f"{which}: {error}") from error
+
+    def _taken(
+        self, file: int, group: int, names: tuple[str, ...], low: int, high: int, size: int
+    ) -> list[pa.Table]:
+        here = self._at
+        if here is None or (here.group, here.names) != ((file, group), names) or here.row > low:
+            self._at = here = _Reader(self._footers[file], file, group, names, size)
+        return [pa.Table.from_batches([batch]) for batch in here.take(low, high)]
 
 
 class _Reader:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
 from u2s_datasets.run.record import STEPS
+from u2s_datasets.run.row_groups import batches
 from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Shard
 from u2s_datasets.run.source import Source
@@ -72,5 +74,10 @@ def source_for(part: Any, source: Source, shard: Shard, earlier: list[Shard]) ->
 def _read(path: Place) -> pa.Table:
     if isinstance(path, RemotePath):
         with path.open() as file:
-            return pq.read_table(file)
-    return pq.ParquetFile(path).read()
+            return _whole(file)
+    return _whole(path)
+
+
+def _whole(file: Path | IO[bytes]) -> pa.Table:
+    opened = pq.ParquetFile(file)
+    return pa.Table.from_batches(batches(opened), opened.schema_arrow)

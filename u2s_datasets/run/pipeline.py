@@ -5,25 +5,25 @@ The output has the user's columns but not the source's images: those would carry
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from datasets import Features, Image
 
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import parallel
 from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.run.row_groups import RowGroupWriter
 from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Job, Shard
 from u2s_datasets.run.source import Source
 from u2s_datasets.run.storage import renamed
 from u2s_datasets.transforms.base import Batch, class_names, clock, decoded, photos_of
-
-GROUP = 64  # rows
 
 
 def output_features(source: Source, job: Job) -> Features:
@@ -51,45 +51,22 @@ def compute_shard(
         seconds: those of each step are added.
         on_rows: told how many rows are done.
     """
-    arrow_schema = output_features(source, job).arrow_schema
-
+    features = output_features(source, job)
+    arrow_schema = features.arrow_schema
     opened = _batches(shard, source, job, batch_size, seconds)
     with (
         renamed(shard.path) as temporary,
-        pq.ParquetWriter(temporary, arrow_schema) as writer,
+        RowGroupWriter(temporary, features) as writer,
         behind() as later,
         # Without decoding there is too little to do beside: two threads would wait for Python's lock.
         closing(ahead(opened) if job.looks else opened) as batches,
     ):
-        groups = _Groups(writer)
         for rows, batch in batches:
             added = job.timed(batch, seconds)
             with clock(seconds, "write"):
-                later(groups.add, _joined(rows, added, arrow_schema))
+                later(writer.add, _joined(rows, added, arrow_schema))
             on_rows(rows.num_rows)
-        later(groups.end)
-
-
-class _Groups:
-    """Writes row groups of one size, so that a file has the same bytes however its rows came in batches."""
-
-    def __init__(self, writer: pq.ParquetWriter):
-        self.writer = writer
-        self.waiting: list[pa.Table] = []
-
-    def add(self, table: pa.Table) -> None:
-        """Takes the next rows and writes what is full."""
-        self.waiting.append(table)
-        while sum(part.num_rows for part in self.waiting) >= GROUP:
-            rows = pa.concat_tables(self.waiting)
-            self.writer.write_table(rows.slice(0, GROUP).combine_chunks())
-            self.waiting = [rows.slice(GROUP)]
-
-    def end(self) -> None:
-        """Writes the rest."""
-        rest = pa.concat_tables(self.waiting)
-        if rest.num_rows:
-            self.writer.write_table(rest.combine_chunks())
+        later(writer.end)
 
 
 def _batches(
@@ -101,13 +78,19 @@ def _batches(
         with clock(seconds, "read"):
             rows = data.read(start, min(start + batch_size, shard.stop))
             batch = _batch(rows, source, data, job.reads)
-            photos = batch[schema.IMAGE] = photos_of(batch[schema.IMAGE], job.max_pixels)
-        for first, last in portions(photos):
-            part = {name: values[first:last] for name, values in batch.items()}
-            if job.looks:
-                with clock(seconds, "read"):
-                    part[schema.IMAGE] = parallel(decoded, part[schema.IMAGE])
-            yield rows.slice(first, last - first), part
+        values = (value.as_py() for value in rows[source.image_column])
+        photos = (photo for value in values for photo in photos_of([value], job.max_pixels))
+        parts, first = portions(photos), 0
+        while True:
+            with clock(seconds, "read"):
+                part = next(parts, None)
+                if part is None:
+                    break
+                images = parallel(decoded, part) if job.looks else part
+            last = first + len(part)
+            texts = {name: column[first:last] for name, column in batch.items()}
+            yield rows.slice(first, last - first), {**texts, schema.IMAGE: images}
+            first = last
 
 
 def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -> Batch:
@@ -116,7 +99,7 @@ def _batch(rows: pa.Table, source: Source, data: Rows, reads: tuple[str, ...]) -
         feature = data.features[source.label_column]
         labels = class_names(rows[source.label_column].to_pylist(), feature)
     more = {name: rows[name].to_pylist() for name in reads if name in rows.column_names}
-    return {**more, schema.IMAGE: rows[source.image_column].to_pylist(), schema.LABEL: labels}
+    return {**more, schema.LABEL: labels}
 
 
 def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema) -> pa.Table:
@@ -132,7 +115,11 @@ def _joined(rows: pa.Table, added: dict[str, list[Any]], arrow_schema: pa.Schema
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     if not any(isinstance(value, Photo) for value in values):
         return pa.array(values, type=kind)
-    # From dictionaries Arrow would take five times as long.
-    encoded = pa.array([value.data if isinstance(value, Photo) else None for value in values], pa.binary())
+    # Laid end to end once: Arrow copies values one by one into room that grows, from dictionaries five times slower.
+    files = [value.data if isinstance(value, Photo) else b"" for value in values]
+    ends = pa.array(itertools.accumulate(map(len, files), initial=0), pa.int32())
+    absent = pa.array([not isinstance(value, Photo) for value in values])
+    buffers = [pc.invert(absent).buffers()[1], ends.buffers()[1], pa.py_buffer(b"".join(files))]
+    encoded = pa.Array.from_buffers(pa.binary(), len(values), buffers)
     paths = pa.nulls(len(values), pa.string())
-    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=encoded.is_null())
+    return pa.StructArray.from_arrays([encoded, paths], fields=list(kind), mask=absent)

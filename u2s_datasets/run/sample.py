@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Features
 
 from u2s_datasets import schema
@@ -26,6 +25,7 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import load_seconds
 from u2s_datasets.run import runner
+from u2s_datasets.run.row_groups import batches
 from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Job, shards_of
 from u2s_datasets.run.source import Source
@@ -143,8 +143,10 @@ def measure(
         written = runner.tallies(shards, job)
         checking = (time.perf_counter() - start) / len(written)
         columns = [schema.RISK, schema.EDITED_IMAGE]
-        table = pq.read_table([str(shard.path) for shard in shards], columns=columns)
-    images = [len(image["bytes"]) if image else 0 for image in table[schema.EDITED_IMAGE].to_pylist()]
+        images, unsafe = [], 0
+        for part in (part for shard in shards for part in batches(Path(str(shard.path)), columns)):
+            images += [len(i["bytes"]) if i else 0 for i in part[schema.EDITED_IMAGE].to_pylist()]
+            unsafe += sum(risk["unsafe"] for risk in part[schema.RISK].to_pylist())
     return Sample(
         rows=summary.rows,
         of=sum(len(data) for data in source.splits.values()),
@@ -154,7 +156,7 @@ def measure(
         loading=meter.loading,
         models=meter.models,
         statuses=summary.statuses,
-        unsafe=sum(risk["unsafe"] for risk in table[schema.RISK].to_pylist()),
+        unsafe=unsafe,
         bytes_in=meter.bytes_in,
         bytes_out=images,
         overhead_out=(sum(file.size for file in written.values()) - sum(images)) / summary.rows,

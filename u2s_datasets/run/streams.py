@@ -59,7 +59,9 @@ class Piece(WrittenPiece):
             if shard.is_finished:
                 advance(shard.rows)
             else:
-                write(shard, replace(source, splits={self.split: DatasetRows(Dataset(InMemoryTable(table)))}))
+                # Without a name `datasets` would copy and hash all images to make one, and can't beyond 2 GiB.
+                rows_there = DatasetRows(Dataset(InMemoryTable(table), fingerprint=shard.path.name))
+                write(shard, replace(source, splits={self.split: rows_there}))
             rows += table.num_rows
         if known is not None and known != rows:
             raise UsageError(f"{self._name} has {rows} rows and had {known}; the data have changed")

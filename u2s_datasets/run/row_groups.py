@@ -1,0 +1,95 @@
+"""Parquet files of our own, written and read again row group by row group.
+
+Arrow holds at most 2 GiB of a nested column in one piece, which 32 large photographs can have: no more rows than a
+group has are ever put together, and a group is bounded by its bytes as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image
+
+GROUP = 64  # rows of a group: few, so that a viewer can open one image without reading a thousand
+GROUP_BYTES = 1 << 29  # of a group, unless a row alone has more
+
+
+class RowGroupWriter:
+    """Writes a file whose bytes depend on the rows alone, and not on how they come in tables."""
+
+    def __init__(self, path: Path, features: Features):
+        self._waiting = features.arrow_schema.empty_table()
+        self._writer = _opened(path, features)
+
+    def __enter__(self) -> RowGroupWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Takes the next rows and writes the groups that are full."""
+        rows = pa.concat_tables([self._waiting, table])
+        while full := _full(rows):
+            self._writer.write_table(rows.slice(0, full).combine_chunks())
+            rows = rows.slice(full)
+        self._waiting = rows
+
+    def end(self) -> None:
+        """Writes the rest and closes the file."""
+        if self._waiting.num_rows:
+            self._writer.write_table(self._waiting.combine_chunks())
+        self._writer.close()
+
+
+def _opened(path: Path, features: Features) -> pq.ParquetWriter:
+    """Images are neither compressed a second time nor searched for repeats, which took half of the writing."""
+    schema = features.arrow_schema
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    leaves = [column.path for column in pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema]
+    images = {f"{name}.bytes" for name, feature in features.items() if isinstance(feature, Image)}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={leaf: "NONE" if leaf in images else "SNAPPY" for leaf in leaves},
+        use_dictionary=[leaf for leaf in leaves if leaf not in images],
+    )
+
+
+def _full(rows: pa.Table) -> int:
+    """How many of the first rows are a group; 0 where more may join it."""
+    group = rows.slice(0, GROUP)
+    if group.nbytes > GROUP_BYTES // 2:  # else their sizes, one by one, are less than the bound for sure
+        sizes = itertools.accumulate(group.slice(row, 1).nbytes for row in range(group.num_rows))
+        fit = sum(size <= GROUP_BYTES for size in sizes)
+        if fit < group.num_rows:
+            return max(fit, 1)
+    return GROUP if group.num_rows == GROUP else 0
+
+
+def batches(
+    file: pq.ParquetFile | Path | IO[bytes], columns: Sequence[str] | None = None, size: int = GROUP
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a file, at most `size` at a time and never of two groups together.
+
+    Args:
+        file: opened, or its place.
+        columns: all if not given.
+        size: rows.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it can't be read.
+    """
+    opened = file if isinstance(file, pq.ParquetFile) else pq.ParquetFile(file)
+    names = None if columns is None else list(columns)
+    for group in range(opened.num_row_groups):
+        yield from opened.iter_batches(size, row_groups=[group], columns=names)
