@@ -65,13 +65,15 @@ def test_a_group_ends_before_the_row_that_would_be_too_much(tmp_path, monkeypatc
     assert groups(path) == [2, 1, 1, 3, 1]
 
 
-def test_images_are_neither_compressed_again_nor_searched_for_repeats(tmp_path):
+def test_images_stand_in_a_file_once_and_as_they_are(tmp_path):
     path = tmp_path / "x.parquet"
-    written(path, rows([1000] * 70), [70])
+    data = written(path, rows([1000] * 70), [70])
+    assert data.count(b"\7" * 1000) == 1
     about = pq.ParquetFile(path).metadata.row_group(0)
     columns = {about.column(i).path_in_schema: about.column(i) for i in range(about.num_columns)}
     assert columns["image.bytes"].compression == "UNCOMPRESSED"
     assert not columns["image.bytes"].has_dictionary_page
+    assert not columns["image.bytes"].is_stats_set
     assert {column.compression for name, column in columns.items() if name != "image.bytes"} == {"SNAPPY"}
     assert columns["text"].has_dictionary_page
 

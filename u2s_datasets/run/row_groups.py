@@ -51,17 +51,19 @@ class RowGroupWriter:
 
 
 def _opened(path: Path, features: Features) -> pq.ParquetWriter:
-    """Images are neither compressed a second time nor searched for repeats, which took half of the writing."""
+    """Images are not compressed a second time, searched for repeats, or kept once more as a smallest and a largest value."""
     schema = features.arrow_schema
     empty = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), empty)
     leaves = [column.path for column in pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema]
     images = {f"{name}.bytes" for name, feature in features.items() if isinstance(feature, Image)}
+    others = [leaf for leaf in leaves if leaf not in images]
     return pq.ParquetWriter(
         path,
         schema,
         compression={leaf: "NONE" if leaf in images else "SNAPPY" for leaf in leaves},
-        use_dictionary=[leaf for leaf in leaves if leaf not in images],
+        use_dictionary=others,
+        write_statistics=others,
     )
 
 
