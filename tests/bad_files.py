@@ -160,6 +160,21 @@ def metadata() -> Iterator[tuple[str, bytes, str]]:
         READ,
     )
     yield "exif many entries.jpg", exif_jpeg(*((tag, 5, 7000, 8) for tag in range(4000))), READ
+    # Other readers take these markers for ones without a length: what seems to be their body is the next segment.
+    hidden = with_segment((0xE1, b"Exif\0\0" + exif_with_everything().tobytes()[6:]))[2:]
+    for marker in (0xD0, 0x00):
+        bait = struct.pack(">BBH", 0xFF, marker, 2 + len(hidden) - len(encoded("JPEG")) + 2)
+        yield f"exif behind FF{marker:02X}.jpg", encoded("JPEG")[:2] + bait + hidden, READ
+    for marker in (0xDC, 0xF0, 0xC8, 0xCC, 0xDF):
+        yield (
+            f"text in FF{marker:02X}.jpg",
+            with_segment((marker, SECRET)),
+            WITHHELD if marker != 0xDC else READ,
+        )
+    jfif = (0xE0, b"JFIF\0\1\1\0" + SECRET[:4])
+    yield "density twice.jpg", with_segment(jfif, jfif), READ
+    for marker, body in ((0xDB, bytes(65)), (0xDD, b"\0\0"), (0xC4, bytes(17))):
+        yield f"text behind a table FF{marker:02X}.jpg", with_segment((marker, body + SECRET)), EITHER
     yield "exif odd orientation.jpg", exif_jpeg((0x0112, 3, 1, 99)), READ
     yield "exif orientation is text.jpg", exif_jpeg((0x0112, 2, 4, 0x41414141)), READ
     yield "exif orientation is a list.jpg", exif_jpeg((0x0112, 3, 2, 0x60006)), READ
@@ -181,6 +196,15 @@ def metadata() -> Iterator[tuple[str, bytes, str]]:
     yield "exif of numbers.webp", webp, WITHHELD
     pointers = tiff(*[(0x8769, 4, 1, 8)] * 60_000)
     yield "exif points to itself.png", with_chunk(chunk(b"eXIf", pointers)), READ
+    yield "exif of many chunks.png", with_chunk(*[chunk(b"eXIf", pointers)] * 40), WITHHELD
+    for name, body in ((b"gAMA", b"\0\0\1\0"), (b"PLTE", b""), (b"sRGB", b"\0"), (b"tRNS", bytes(6))):
+        yield f"text in {name.decode()}.png", with_chunk(chunk(name, body + SECRET)), EITHER
+    yield "colour twice.png", with_chunk(chunk(b"gAMA", b"\0\0\1\0"), chunk(b"gAMA", SECRET[:4])), READ
+    yield "header twice.png", with_chunk(chunk(b"IHDR", encoded("PNG")[16:29])), EITHER
+    still = encoded("WEBP")
+    more = b"VP8 " + struct.pack("<I", len(SECRET)) + SECRET + bytes(len(SECRET) % 2)
+    grown = struct.pack("<I", len(still) + len(more) - 8)
+    yield "pixels twice.webp", still[:4] + grown + still[8:] + more, EITHER
     yield "exif garbage.png", with_chunk(chunk(b"eXIf", b"\xff" * 50)), READ
     yield "directories in a ring.tif", tiff((256, 4, 1, 1), following=8), WITHHELD
     yield (

@@ -5,9 +5,13 @@ import random
 import struct
 import warnings
 
+import bad_files
+import numpy as np
+import pytest
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from u2s_datasets.embedded import EXIF_ERRORS, EXIF_TAGS, ORIENTATION, exif_fields, exif_findings
+from u2s_datasets.image_io import Photo
 
 CASES = 6000
 
@@ -93,6 +97,40 @@ def test_whole_blocks_are_read_as_pillow_reads_them():
     assert set(exif_findings(blocks()[0])) == everything
     assert exif_findings(blocks()[4]) == ["exif", "thumbnail"]
     assert exif_findings(blocks()[5]) == ["exif", "owner name"]
+
+
+@pytest.mark.parametrize(
+    "pointers",
+    [
+        [(0x8769, 4, 2, "out of line")],
+        [(0x8769, 3, 3, "out of line")],
+        [(0x8769, 16, 1, "out of line")],
+        [*[(0x8769, 99, 1, 0)] * 5, (0x8769, 4, 1, "inner")],
+        [*[(0x8769, 4, 0, 0)] * 5, (0x8769, 4, 1, "inner")],
+    ],
+)
+def test_a_pointer_in_an_odd_form_is_followed(pointers):
+    behind = 8 + 2 + 12 * len(pointers) + 4
+    places = {"out of line": behind, "inner": behind + 8}
+    entries = [(tag, kind, count, places.get(value, value)) for tag, kind, count, value in pointers]
+    inner = bad_files.ifd((0xA430, 2, 4, 0x6E6E41), (0xA431, 2, 4, 0x313131))
+    block = bad_files.tiff(
+        *entries, rest=struct.pack("<H6x" if pointers[0][1] == 3 else "<Q", behind + 8) + inner
+    )
+    assert pillow_says(block)[1] == set(exif_findings(block)) == {"exif", "owner name", "serial number"}
+
+
+def test_what_is_said_after_the_pixels_have_begun_turns_nothing():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[ExifTags.Base.Artist] = bad_files.SECRET.decode()
+    body = exif.tobytes()
+    data = bad_files.encoded("JPEG", progressive=True)
+    place = data.index(b"\xff\xc4", data.index(b"\xff\xda"))
+    late = Photo(data[:place] + struct.pack(">BBH", 0xFF, 0xE1, len(body) + 2) + body + data[place:])
+    assert np.array_equal(late.pixels, Photo(data).pixels)
+    assert "owner name" in late.metadata
+    assert late.published().data == Photo(data).published().data
 
 
 def test_a_damaged_block_is_turned_as_pillow_turns_it_and_nothing_private_is_missed():

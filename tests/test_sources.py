@@ -192,6 +192,18 @@ def test_a_damaged_file_is_named_by_its_number(tmp_path, what):
     assert "train-" not in str(error.value)
 
 
+def test_a_row_read_alone_does_not_keep_those_around_it_in_memory(tmp_path):
+    table = pa.table({"image": [{"bytes": bytes([n]) * 1_000_000, "path": None} for n in range(32)]})
+    pq.write_table(table.cast(Features({"image": Image()}).arrow_schema), tmp_path / "x.parquet")
+    del table
+    source = open_source(str(tmp_path / "x.parquet")).splits["train"]
+    before = pa.total_allocated_bytes()
+    found = [source.read(number, number + 1) for number in (20, 3, 11)]
+    del source
+    assert pa.total_allocated_bytes() - before < 5_000_000
+    assert [rows["image"][0].as_py()["bytes"][0] for rows in found] == [20, 3, 11]
+
+
 def test_rows_too_large_to_be_read_together_are_read_one_by_one(tmp_path, monkeypatch):
     """As Arrow answers where 32 photographs have more than 2 GiB; `test_large.py` does it with such photographs."""
     path = write(tmp_path / "x.parquet", group=10)

@@ -39,7 +39,8 @@ class ExifFields(NamedTuple):
 
     Attributes:
         tags: of its first directory and of its EXIF directory.
-        orientation: 1 where it has none; None where Pillow is to say it, because something is odd.
+        orientation: 1 where it has none, else the number that it has; None where Pillow is to say it, because something
+            is odd.
         has_more: whether another directory, as that of a thumbnail, follows the first or may (it is cut short).
     """
 
@@ -67,10 +68,8 @@ def exif_fields(block: bytes) -> ExifFields | None:
         return None
     tags = {tag for tag, _, _, _ in fields}
     orientation = None if more is None else _orientation(fields, codes, len(tiff))
-    places = [
-        codes.inline(at) if kind == _SHORT else at for tag, kind, _, at in fields if tag == ExifTags.IFD.Exif
-    ]
-    for place in places[:_MOST]:
+    inner = (codes.first(tiff, *rest) for tag, *rest in fields if tag == ExifTags.IFD.Exif)
+    for place in list(dict.fromkeys(at for at in inner if at is not None and at < len(tiff)))[:_MOST]:
         with suppress(struct.error):
             tags |= {tag for tag, _, _, _ in _directory(tiff, codes, place)[0]}
     return ExifFields(tags, orientation, more != 0)
@@ -95,11 +94,15 @@ class _Codes:
     def __init__(self, order: Literal["<", ">"]):
         self.short, self.long = struct.Struct(order + "H"), struct.Struct(order + "I")
         self.entry = struct.Struct(order + "HHII")
-        self._shift = 0 if order == "<" else 16
+        self._order: Literal["little", "big"] = "little" if order == "<" else "big"
 
-    def inline(self, value: int) -> int:
-        """The one short number in a field of four bytes."""
-        return value >> self._shift & 0xFFFF
+    def first(self, tiff: bytes, kind: int, count: int, value: int) -> int | None:
+        """The first of a field's whole numbers, which stand in the field or, if they need more room, at its value."""
+        if kind not in _WHOLE or not count:
+            return None
+        width = _WIDTHS[kind]
+        raw = self.long.pack(value) if count * width <= 4 else tiff[value : value + width]
+        return int.from_bytes(raw[:width], self._order) if len(raw) >= width else None
 
 
 _LITTLE, _BIG = _Codes("<"), _Codes(">")
@@ -107,6 +110,7 @@ _LITTLE, _BIG = _Codes("<"), _Codes(">")
 _CODES = {b"II*\0": _LITTLE, b"II\0*": _LITTLE, b"MM\0*": _BIG, b"MM*\0": _BIG, b"MM\0+": _BIG}
 _SHORT = 3
 _MOST = 4  # EXIF directories that are read; a sound block points to one, an odd one to thousands
+_WHOLE = {1, _SHORT, 4, 6, 8, 9, 13, 16}  # types of whole numbers
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # bytes
 
 
@@ -129,7 +133,7 @@ def _directory(tiff: bytes, codes: _Codes, at: int) -> tuple[list[tuple[int, int
 def _orientation(fields: list[tuple[int, int, int, int]], codes: _Codes, length: int) -> int | None:
     for tag, kind, count, value in fields:
         if tag == ORIENTATION:
-            return codes.inline(value) if (kind, count) == (_SHORT, 1) else None
+            return codes.first(b"", kind, count, value) if (kind, count) == (_SHORT, 1) else None
         size = count * _WIDTHS.get(kind, length + 1)
         if size > 4 and value + size > length:
             return None  # Pillow reads no further

@@ -32,7 +32,7 @@ from u2s_datasets.errors import UnreadableImage
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 4 * MAX_PIXELS  # of a file: as many as the pixels take without compression
 MAX_PARTS = 50_000  # segments, chunks, blocks, directories; each costs some microseconds
-MAX_EXIF = 1 << 20  # bytes; a segment of a JPEG holds 64 KiB, and there is one
+MAX_EXIF = 1 << 20  # bytes in all; a segment of a JPEG holds 64 KiB, and there is one
 MAX_NUMBERS = 1 << 18  # that a TIFF's directories hold beside text and bytes
 MAX_SCANS = 100  # of a JPEG; encoders write up to about a dozen
 MAX_FILL = 1 << 16  # bytes between segments
@@ -140,22 +140,20 @@ def _jpeg_scans(data: bytes) -> Iterator[int]:
 
 
 def _png_parts(data: bytes) -> Iterator[int]:
-    at = 8
+    at, exif = 8, 0
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
-        yield 1
-        if name == b"eXIf" and length > MAX_EXIF:
-            yield MAX_PARTS
+        exif += length if name == b"eXIf" else 0
+        yield 1 if exif <= MAX_EXIF else MAX_PARTS + 1
         at += 12 + length
 
 
 def _webp_parts(data: bytes) -> Iterator[int]:
-    at = 12
+    at, exif = 12, 0
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
-        yield 1
-        if name == b"EXIF" and length > MAX_EXIF:
-            yield MAX_PARTS
+        exif += length if name == b"EXIF" else 0
+        yield 1 if exif <= MAX_EXIF else MAX_PARTS + 1
         at += 8 + length + length % 2
 
 

@@ -17,7 +17,14 @@ from PIL import Image
 from u2s_datasets.embedded import EXIF_ERRORS, clean_icc, exif_findings, icc_is_clean
 from u2s_datasets.jpeg_file import JPEG, JpegFile
 
-PNG_KEPT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs"}
+# Chunks of a PNG that stay, and how long they are (PNG, third edition, 11): more than that could be anything.
+PNG_KEPT = {b"IHDR": {13}, b"IEND": {0}, b"gAMA": {4}, b"cHRM": {32}, b"sRGB": {1}, b"sBIT": {1, 2, 3, 4},
+            b"bKGD": {1, 2, 6}, b"pHYs": {9}}  # fmt: skip
+# By colour type: grey, colour, palette. A palette of a picture that is none is a mere suggestion.
+PNG_TRANSPARENT = {0: {2}, 2: {6}, 3: set(range(1, 257))}
+PNG_PALETTE = {3: set(range(3, 769, 3))}
+WEBP_PIXELS = {b"VP8 ", b"VP8L"}
+WEBP_KEPT = WEBP_PIXELS | {b"VP8X", b"ALPH", b"ICCP"}
 
 
 def find_metadata(data: bytes, image: Image.Image | None = None) -> list[str]:
@@ -80,23 +87,43 @@ def strip_png(data: bytes) -> bytes:
     """The same PNG with the chunks that say how to show its first frame, and no others.
 
     Raises:
-        ValueError: the bytes are not a well-formed PNG.
+        ValueError: the bytes are not a well-formed PNG, or a chunk that its look depends on is odd or comes twice.
     """
-    return data[:8] + b"".join(chunk for name, chunk in png_chunks(data) if name in PNG_KEPT)
+    kept, others = _png_parts(data)
+    names = {name for name, _ in others}
+    if names & {b"IHDR", b"tRNS", b"IEND"} or (b"PLTE" in names and data[25] == 3):
+        raise ValueError("a PNG whose header, palette or transparency is odd")
+    return data[:8] + b"".join(chunk for _, chunk in kept)
+
+
+def _png_parts(data: bytes) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """The chunks that may stay and the others; of two of a kind, but for the pixels, the second is one of the others."""
+    kept: list[tuple[bytes, bytes]] = []
+    others: list[tuple[bytes, bytes]] = []
+    seen: set[bytes] = set()
+    lengths = dict(PNG_KEPT)
+    if len(data) > 25:
+        lengths |= {b"PLTE": PNG_PALETTE.get(data[25], set()), b"tRNS": PNG_TRANSPARENT.get(data[25], set())}
+    for name, chunk in png_chunks(data):
+        stays = name == b"IDAT" or (name not in seen and len(chunk) - 12 in lengths.get(name, set()))
+        (kept if stays else others).append((name, chunk))
+        seen.add(name)
+    return kept, others
 
 
 def _png_findings(data: bytes) -> list[str]:
     kinds = {b"tEXt": "text chunk", b"zTXt": "text chunk", b"iTXt": "text chunk", b"tIME": "date"}
     kinds[b"iCCP"] = "icc text"
-    found, size = [], 8
-    for name, chunk in png_chunks(data):
-        size += len(chunk)
+    found = []
+    kept, others = _png_parts(data)
+    for name, chunk in others:
         if name == b"eXIf":
             found += exif_findings(chunk[8:-4])
         elif b"XML:com.adobe.xmp" in chunk[:40]:
             found.append("xmp")
-        elif name not in PNG_KEPT:
+        else:
             found.append(kinds.get(name, "unknown segment"))
+    size = 8 + sum(len(chunk) for _, chunk in (*kept, *others))
     return found + (["trailing data"] if size < len(data) else [])
 
 
@@ -125,6 +152,10 @@ def strip_webp(data: bytes) -> bytes:
     chunks = dict(webp_chunks(data))
     if b"ANIM" in chunks or b"ANMF" in chunks:
         raise ValueError("an animated WebP can't be stripped to its first frame without decoding")
+    if len(WEBP_PIXELS & set(chunks)) != 1 or sum(name in WEBP_KEPT for name, _ in webp_chunks(data)) > len(
+        WEBP_KEPT & set(chunks)
+    ):
+        raise ValueError("a WebP with several pictures or parts of a kind")
     icc = clean_icc(chunks.get(b"ICCP", b""))
     for name, payload in webp_chunks(data):
         if name == b"VP8X":
@@ -132,7 +163,7 @@ def strip_webp(data: bytes) -> bytes:
             payload = bytes([flags, 0, 0, 0]) + payload[4:10]
         elif name == b"ICCP":
             payload = icc
-        if name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH") or (name == b"ICCP" and icc):
+        if name in WEBP_KEPT and (name != b"ICCP" or icc):
             out.append(name + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2))
     body = b"".join(out)
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
@@ -140,12 +171,14 @@ def strip_webp(data: bytes) -> bytes:
 
 def _webp_findings(data: bytes) -> list[str]:
     found = []
+    seen: set[bytes] = set()
     for name, payload in webp_chunks(data):
         if name == b"EXIF":
             found += exif_findings(payload)
         elif name == b"ICCP":
             found += [] if icc_is_clean(payload) else ["icc text"]
-        elif name not in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"):
+        elif name not in {*WEBP_KEPT, b"ANIM", b"ANMF"} or (name in seen and name != b"ANMF"):
             found.append("xmp" if name == b"XMP " else "unknown segment")
+        seen.add(name)
     size = 8 + int.from_bytes(data[4:8], "little")
     return found + (["trailing data"] if size < len(data) else [])

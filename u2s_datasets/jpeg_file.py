@@ -23,7 +23,8 @@ from u2s_datasets.image_limits import MAX_FILL, MAX_PARTS, MAX_SCANS
 Span = tuple[int, int, int]  # marker, start, stop
 
 JPEG = b"\xff\xd8"  # how the file begins
-JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAMES = {0xC0, 0xC1, 0xC2}  # Huffman-coded: baseline, extended, progressive
+_QUANTISATION, _HUFFMAN, _RESTART, _SCAN, _END = 0xDB, 0xC4, 0xDD, 0xDA, 0xD9
 ASIDES = {*range(0xE0, 0xF0), 0xFE}  # applications' segments and comments
 _FILL = re.compile(rb"\xff+")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -35,7 +36,9 @@ def jpeg_spans(data: bytes) -> Iterator[Span]:
     The entropy-coded data that follows a start of scan belongs to that segment.
 
     Raises:
-        ValueError: the bytes are not a well-formed JPEG, or have an odd number of segments or fill bytes.
+        ValueError: the bytes are not a well-formed JPEG of a kind that every decoder knows, or have an odd number of
+            segments or fill bytes. A marker that others read without a length could hide the next segment from us, and
+            one that they skip, or a table with something behind it, could carry anything.
     """
     yield 0xD8, 0, 2
     at, scans = 2, 0
@@ -47,14 +50,16 @@ def jpeg_spans(data: bytes) -> Iterator[Span]:
         if data[at + 1] == 0xFF:
             at = _after_fill(data, at)
         marker = data[at + 1]
-        if marker == 0xD9:
+        if marker == _END:
             yield marker, at, at + 2
             return
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         end = at + 2 + length
         if length < 2 or end > len(data):
             raise ValueError("a JPEG segment is longer than the file")
-        if marker == 0xDA:
+        if marker not in ASIDES and not _is_sound(marker, data[at + 4 : end]):
+            raise ValueError("a JPEG segment that not every decoder knows")
+        if marker == _SCAN:
             end, scans = _scan_end(data, end), scans + 1
             if scans > MAX_SCANS:
                 raise ValueError("a JPEG with too many scans")
@@ -66,6 +71,25 @@ def jpeg_spans(data: bytes) -> Iterator[Span]:
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields (marker, whole segment) of each of the `jpeg_spans`."""
     return ((marker, data[start:stop]) for marker, start, stop in jpeg_spans(data))
+
+
+@functools.lru_cache(1024)  # most files have tables that others have as well
+def _is_sound(marker: int, body: bytes) -> bool:
+    """Whether a segment is a frame, a table or the head of a scan, and nothing else stands in it (ITU-T T.81, B.2)."""
+    if marker in _FRAMES:
+        return len(body) > 5 and len(body) == 6 + 3 * body[5]
+    if marker == _SCAN:
+        return len(body) == 4 + 2 * body[0] if body else False
+    if marker == _RESTART:
+        return len(body) == 2
+    at = 0
+    if marker == _QUANTISATION:
+        while at < len(body) and body[at] >> 4 <= 1 and body[at] & 15 <= 3:
+            at += 1 + 64 * (1 + (body[at] >> 4))
+    elif marker == _HUFFMAN:
+        while at + 17 <= len(body) and body[at] >> 4 <= 1 and body[at] & 15 <= 3:
+            at += 17 + sum(body[at + 1 : at + 17])
+    return 0 < at == len(body)
 
 
 def _after_fill(data: bytes, at: int) -> int:
@@ -103,9 +127,9 @@ class JpegFile:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height of a frame that every decoder knows (8 bits; grey, colour or CMYK), else None."""
-        frames = [self.data[start:stop] for marker, start, stop in self.spans if marker in JPEG_FRAMES]
-        if len(frames) != 1 or len(frames[0]) < 10 or frames[0][4] != 8 or frames[0][9] not in (1, 3, 4):
+        """Width and height of its one frame, of 8 bits, grey, colour or CMYK; None for any other."""
+        frames = [self.data[start:stop] for marker, start, stop in self.spans if marker in _FRAMES]
+        if len(frames) != 1 or frames[0][4] != 8 or frames[0][9] not in (1, 3, 4):
             return None
         height, width = struct.unpack(">HH", frames[0][5:9])
         return (width, height) if width and height else None
@@ -131,17 +155,29 @@ class JpegFile:
 
     @property
     def orientation(self) -> int | None:
-        """As EXIF has it, 1 to 8 if it is sound; None where Pillow is to say it: more segments may, XMP among them."""
-        asides = [body for marker, body in self.asides if marker == 0xE1]
+        """As EXIF has it, 1 to 8 if it is sound. None where Pillow is to say it: more segments may, XMP among them."""
+        asides = sum(marker == 0xE1 for marker, _ in self.asides)
         if not asides:
             return 1
-        if len(asides) > 1 or self.exif is None:
+        if asides > 1 or self.exif is None or self._speaks_late:
             return None
         return self.exif.orientation
 
+    @property
+    def _speaks_late(self) -> bool:
+        """Whether it says something beside the pixels after they have begun, where no decoder heeds it."""
+        markers = [marker for marker, _, _ in self.spans]
+        return not ASIDES.isdisjoint(markers[markers.index(_SCAN) :]) if _SCAN in markers else True
+
 
 def strip_jpeg(jpeg: JpegFile) -> JpegFile:
-    """The same JPEG with its coding tables, scans, JFIF density, Adobe transform and colour tables only."""
+    """The same JPEG with its coding tables, scans, JFIF density, Adobe transform and colour tables only.
+
+    Raises:
+        ValueError: not a frame that every decoder knows, or two of what may be said once.
+    """
+    if jpeg.size is None or _repeated(jpeg):
+        raise ValueError("a JPEG with none or several frames, or an odd one")
     out: list[tuple[int, bytes | memoryview]] = []
     profile, asides, view = [], iter(jpeg.asides), memoryview(jpeg.data)
     for marker, start, stop in jpeg.spans:
@@ -163,6 +199,12 @@ def strip_jpeg(jpeg: JpegFile) -> JpegFile:
     stops = list(itertools.accumulate(len(segment) for _, segment in out))
     spans = [(marker, stop - len(segment), stop) for (marker, segment), stop in zip(out, stops, strict=True)]
     return JpegFile(b"".join(segment for _, segment in out), spans)
+
+
+def _repeated(jpeg: JpegFile) -> list[str]:
+    """Decoders heed one density and one colour transform; further ones could carry anything."""
+    once = [m for m, body in jpeg.asides if (m, body[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe"))]
+    return ["unknown segment"] if len(once) > len(set(once)) else []
 
 
 def _jpeg_findings(jpeg: JpegFile) -> list[str]:
@@ -188,4 +230,4 @@ def _jpeg_findings(jpeg: JpegFile) -> list[str]:
         else:
             found.append("unknown segment")
     behind = jpeg.data[jpeg.spans[-1][2] :]
-    return found + (["trailing data"] if behind.strip(b"\0") else [])
+    return found + _repeated(jpeg) + (["trailing data"] if behind.strip(b"\0") else [])

@@ -33,7 +33,7 @@ TEXTS = (
     schema.COMBINED_CAPTION,
     schema.AUDIT,
 )
-GROUPS_IN_MEMORY = 8  # row groups of encoded images, each of a batch of the run
+GROUPS_IN_MEMORY = 8  # row groups of encoded images, of up to 256 MiB each
 
 
 @dataclass(frozen=True)

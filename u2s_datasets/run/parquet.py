@@ -172,8 +172,10 @@ class _Reader:
                     raise EOFError("fewer rows than the footer says")
             first = min(max(low - self.row, 0), self._left.num_rows)
             last = min(high - self.row, self._left.num_rows)
-            if first < last:
-                yield self._left.slice(first, last - first)
+            if (first, last) == (0, self._left.num_rows):
+                yield self._left
+            elif first < last:  # copied: a slice would keep the whole batch in memory
+                yield self._left.take(pa.array(range(first, last)))
             self._left, self.row = self._left.slice(last), self.row + last
 
 

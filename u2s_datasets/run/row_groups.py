@@ -6,18 +6,20 @@ group has are ever put together, and a group is bounded by its bytes as well.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Image
 
 GROUP = 64  # rows of a group: few, so that a viewer can open one image without reading a thousand
-GROUP_BYTES = 1 << 29  # of a group, unless a row alone has more
+GROUP_BYTES = 1 << 28  # of text and images in a group, unless a row alone has more
 
 
 class RowGroupWriter:
@@ -53,9 +55,7 @@ class RowGroupWriter:
 def _opened(path: Path, features: Features) -> pq.ParquetWriter:
     """Images are not compressed a second time, searched for repeats, or kept once more as a smallest and a largest value."""
     schema = features.arrow_schema
-    empty = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), empty)
-    leaves = [column.path for column in pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema]
+    leaves = _leaves(schema)
     images = {f"{name}.bytes" for name, feature in features.items() if isinstance(feature, Image)}
     others = [leaf for leaf in leaves if leaf not in images]
     return pq.ParquetWriter(
@@ -67,15 +67,35 @@ def _opened(path: Path, features: Features) -> pq.ParquetWriter:
     )
 
 
+@functools.lru_cache(8)
+def _leaves(schema: pa.Schema) -> tuple[str, ...]:
+    """What Parquet calls the columns that nested ones are made of."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    return tuple(column.path for column in pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema)
+
+
 def _full(rows: pa.Table) -> int:
     """How many of the first rows are a group; 0 where more may join it."""
     group = rows.slice(0, GROUP)
-    if group.nbytes > GROUP_BYTES // 2:  # else their sizes, one by one, are less than the bound for sure
-        sizes = itertools.accumulate(group.slice(row, 1).nbytes for row in range(group.num_rows))
-        fit = sum(size <= GROUP_BYTES for size in sizes)
+    if group.nbytes > GROUP_BYTES:  # else it fits: Arrow counts more than `_sizes` does
+        sizes = np.sum([np.concatenate([*map(_sizes, column.chunks)]) for column in group.columns], axis=0)
+        fit = int(np.count_nonzero(np.cumsum(sizes) <= GROUP_BYTES))
         if fit < group.num_rows:
             return max(fit, 1)
     return GROUP if group.num_rows == GROUP else 0
+
+
+def _sizes(values: pa.Array) -> np.ndarray:
+    """Bytes of text and binary in each value, int64; what else there is, is small, and depends on how rows came."""
+    if pa.types.is_struct(values.type):
+        return sum(map(_sizes, values.flatten()), np.zeros(len(values), np.int64))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        inner, parents = _sizes(values.flatten()), pc.list_parent_indices(values).to_numpy()
+        return np.bincount(parents, inner, len(values)).astype(np.int64)
+    if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
+        return pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64)
+    return np.zeros(len(values), np.int64)
 
 
 def batches(
