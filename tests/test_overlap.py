@@ -9,7 +9,7 @@ from PIL import Image
 
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
-from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.run.overlap import Behind, ahead, portions
 
 
 def test_ahead_gives_all_items_in_order_and_is_one_item_ahead():
@@ -47,7 +47,7 @@ def test_behind_keeps_the_order_and_at_most_one_call_waits():
         gate.wait(5)
         done.append(index)
 
-    with behind() as later:
+    with Behind() as later:
         later(call, 0)
         assert not done
         gate.set()
@@ -62,7 +62,7 @@ def test_an_error_while_writing_is_raised_by_the_next_call_or_at_the_end():
         raise OSError("no space")
 
     def calls(*functions):
-        with behind() as later:
+        with Behind() as later:
             for function in functions:
                 later(function)
 

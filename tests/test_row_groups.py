@@ -34,7 +34,6 @@ def written(path, table, steps):
             for step in steps:
                 writer.add(table.slice(start, step))
                 start += step
-        writer.end()
     return path.read_bytes()
 
 
@@ -93,8 +92,8 @@ def test_rows_of_two_groups_are_never_put_together(tmp_path):
 
 def test_a_file_without_a_row_can_be_written_and_read(tmp_path):
     path = tmp_path / "x.parquet"
-    with RowGroupWriter(path, FEATURES) as writer:
-        writer.end()
+    with RowGroupWriter(path, FEATURES):
+        pass
     assert list(batches(path)) == []
     assert pq.read_schema(path).names == list(FEATURES)
 

@@ -1,8 +1,11 @@
 """Where a run may be written: folders, file://, object stores, and places that can't be written."""
 
+import errno
 import os
 import resource
 import subprocess
+import threading
+from contextlib import contextmanager
 
 import fsspec
 import pyarrow.parquet as pq
@@ -12,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from u2s_datasets.errors import MissingExtra, UsageError
 from u2s_datasets.models.base import revisions
+from u2s_datasets.run import pipeline
 from u2s_datasets.run.runner import run
 from u2s_datasets.run.source import open_source
 from u2s_datasets.run.storage import RemotePath, names, place, renamed, write_text
@@ -88,6 +92,57 @@ def test_a_run_writes_the_same_bytes_everywhere_and_continues_there(address, sou
         run(open_source(str(source)), anonymizer(), out, 5, 3)
     run(open_source(str(source)), anonymizer(), out, 5, 3, fresh=True)
     assert len(stored(folder)) == 2
+
+
+def put_beside(monkeypatch, end):
+    """Lets `end(name)` run where a shard is put in its place."""
+    real = pipeline.renamed
+
+    @contextmanager
+    def slow(final):
+        with real(final) as temporary:
+            yield temporary
+            end(final.name)
+
+    monkeypatch.setattr(pipeline, "renamed", slow)
+
+
+def test_a_shard_is_put_in_its_place_while_the_next_is_computed(source, reference, tmp_path, monkeypatch):
+    out, began, waited = tmp_path / "o", threading.Event(), []
+
+    def end(name):
+        if name == min(reference):
+            waited.append(began.wait(20))
+
+    put_beside(monkeypatch, end)
+
+    def on_rows(rows):
+        if rows and not waited and len(list((out / "data").glob(".*.tmp"))) == 2:
+            began.set()
+
+    run(open_source(str(source)), anonymizer(), out, 4, 3, on_rows)
+    assert waited == [True]
+    assert stored(out) == reference
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_shard_that_can_not_be_put_in_its_place_ends_the_run(
+    source, reference, tmp_path, monkeypatch, which
+):
+    """Whether the next one is at work by then or it was the last."""
+    out = tmp_path / "o"
+
+    def end(name):
+        if name == sorted(reference)[which]:
+            raise OSError(errno.ENOSPC, "full")
+
+    put_beside(monkeypatch, end)
+    with pytest.raises(UsageError, match="No space left on device"):
+        run(open_source(str(source)), anonymizer(), out, 4, 3)
+    assert sorted(names(out / "data")) == sorted(reference)[:which]
+    monkeypatch.undo()
+    assert run(open_source(str(source)), anonymizer(), out, 4, 3).shards_skipped == which
+    assert stored(out) == reference
 
 
 def test_one_step_at_a_time_in_a_store(source, reference, tmp_path):

@@ -1,4 +1,4 @@
-"""Reading, models and writing side by side: one batch is read ahead, one is written behind.
+"""Reading, models and writing side by side: one batch is read ahead, one is written behind, and so is a shard's end.
 
 A model then never waits for a JPEG or for the disk. At most three batches are in memory, and a batch ends early
 where its pictures together have more than `AT_ONCE` pixels or bytes, so memory follows neither rows nor sizes,
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from u2s_datasets.errors import UnreadableImage
@@ -32,23 +32,35 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
             yield cast(T, item)
 
 
-@contextmanager
-def behind() -> Iterator[Callable[..., None]]:
-    """Gives a function that calls `function(*args)` in a thread, one call after the other, at most one waiting.
+class Behind:
+    """Calls functions in a thread, one call after the other, at most one waiting.
 
     What a call raises comes with the next one, or at the end.
     """
-    last: list[Future[Any]] = []
 
-    def later(function: Callable[..., Any], *args: Any) -> None:
-        while last:
-            last.pop().result()
-        last.append(pool.submit(function, *args))
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[Any] | None = None
 
-    with ThreadPoolExecutor(1) as pool:
-        yield later
-        while last:
-            last.pop().result()
+    def __call__(self, function: Callable[..., Any], *args: Any) -> None:
+        """Has `function(*args)` called after what came before."""
+        self._wait()
+        self._last = self._pool.submit(function, *args)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._pool:
+            if error is None:
+                self._wait()
 
 
 def portions(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from datasets import Features, Image
 from u2s_datasets import schema
 from u2s_datasets.image_io import Photo
 from u2s_datasets.models.base import parallel
-from u2s_datasets.run.overlap import ahead, behind, portions
+from u2s_datasets.run.overlap import Behind, ahead, portions
 from u2s_datasets.run.row_groups import RowGroupWriter
 from u2s_datasets.run.rows import Rows
 from u2s_datasets.run.shards import Job, Shard
@@ -40,8 +40,9 @@ def compute_shard(
     batch_size: int,
     seconds: dict[str, float],
     on_rows: Callable[[int], None],
+    ends: Behind,
 ) -> None:
-    """Computes a shard and writes its file.
+    """Computes a shard and writes its file, which is in its place when `ends` has done what it was given.
 
     Args:
         shard: which rows, and where they go.
@@ -50,23 +51,28 @@ def compute_shard(
         batch_size: rows in memory at a time.
         seconds: those of each step are added.
         on_rows: told how many rows are done.
+        ends: puts files in their places while the next shard is computed.
     """
     features = output_features(source, job)
     arrow_schema = features.arrow_schema
     opened = _batches(shard, source, job, batch_size, seconds)
-    with (
-        renamed(shard.path) as temporary,
-        RowGroupWriter(temporary, features) as writer,
-        behind() as later,
+    with ExitStack() as file:
+        temporary = file.enter_context(renamed(shard.path))
+        writer = file.enter_context(RowGroupWriter(temporary, features))
+        later = file.enter_context(Behind())
         # Without decoding there is too little to do beside: two threads would wait for Python's lock.
-        closing(ahead(opened) if job.looks else opened) as batches,
-    ):
-        for rows, batch in batches:
-            added = job.timed(batch, seconds)
-            with clock(seconds, "write"):
-                later(writer.add, _joined(rows, added, arrow_schema))
-            on_rows(rows.num_rows)
-        later(writer.end)
+        with closing(ahead(opened) if job.looks else opened) as batches:
+            for rows, batch in batches:
+                added = job.timed(batch, seconds)
+                with clock(seconds, "write"):
+                    later(writer.add, _joined(rows, added, arrow_schema))
+                on_rows(rows.num_rows)
+        whole = file.pop_all()
+    try:
+        ends(whole.close)
+    except BaseException as error:  # the shard before could not be put in its place
+        whole.__exit__(type(error), error, error.__traceback__)
+        raise
 
 
 def _batches(

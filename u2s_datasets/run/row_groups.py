@@ -23,7 +23,10 @@ GROUP_BYTES = 1 << 28  # of text and images in a group, unless a row alone has m
 
 
 class RowGroupWriter:
-    """Writes a file whose bytes depend on the rows alone, and not on how they come in tables."""
+    """Writes a file whose bytes depend on the rows alone, and not on how they come in tables.
+
+    As a context it ends the file, unless an error leaves it.
+    """
 
     def __init__(self, path: Path, features: Features):
         self._waiting = features.arrow_schema.empty_table()
@@ -35,7 +38,10 @@ class RowGroupWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        if error is None:
+            self.end()
+        else:
+            self._writer.close()
 
     def add(self, table: pa.Table) -> None:
         """Takes the next rows and writes the groups that are full."""
@@ -47,9 +53,9 @@ class RowGroupWriter:
 
     def end(self) -> None:
         """Writes the rest and closes the file."""
-        if self._waiting.num_rows:
-            self._writer.write_table(self._waiting.combine_chunks())
-        self._writer.close()
+        with self._writer:
+            if self._waiting.num_rows:
+                self._writer.write_table(self._waiting.combine_chunks())
 
 
 def _opened(path: Path, features: Features) -> pq.ParquetWriter:

@@ -1,7 +1,7 @@
 """Runs a job, such as an Anonymizer, over a source, shard by shard.
 
-A shard is computed, written under a temporary name, synced and renamed: a file with its final name is the
-completion mark, and the whole resume logic. The number of shards follows from the rows and `shard_size`
+A shard is computed, written under a temporary name, synced and renamed (or sent to a store) while the next one is
+begun: a file with its final name is the completion mark, and the whole resume logic. The number of shards follows from the rows and `shard_size`
 alone; rank r of w takes the shards r, r + w ... and skips those that are finished. The settings of the run
 lie beside the shards; other settings are refused.
 
@@ -21,6 +21,7 @@ from u2s_datasets.errors import UsageError
 from u2s_datasets.models.base import adapters_in, release
 from u2s_datasets.run import record
 from u2s_datasets.run.claims import Claim, claimed, claims_of, followed
+from u2s_datasets.run.overlap import Behind
 from u2s_datasets.run.parts import source_for, step_shard
 from u2s_datasets.run.pipeline import compute_shard
 from u2s_datasets.run.shards import Job, Shard, Summary, Tally, settings_of, summary_of, tallies
@@ -52,7 +53,7 @@ def run(
         job: what to do, such as an `Anonymizer`.
         out: the folder or the address in a store; new, empty, or holding a run with the same settings on the
             same data.
-        shard_size: rows of a shard; what an interruption can cost at most.
+        shard_size: rows of a shard; a kill costs at most two, that at work and the one being put in place.
         batch_size: rows in memory at a time.
         on_rows: told the number of rows done, for progress; of all ranks where this one is the first. One step
             at a time, a row counts once for each part of the job.
@@ -132,8 +133,9 @@ class _Rank:
         if len(parts) > 1:
             self._by_parts(todo, parts)
         else:
-            for shard in todo:
-                self.write(shard, self.source, self.job)
+            with explained(), Behind() as ends:
+                for shard in todo:
+                    self._write(shard, self.source, self.job, ends)
 
     def _by_parts(self, todo: list[Shard], parts: tuple[Any, ...]) -> None:
         steps = {
@@ -143,16 +145,21 @@ class _Rank:
         for index, part in enumerate(parts):
             log.info("step %s", part.name)
             release(adapters_in(part.steps))
-            for shard in todo:
-                target = shard if part.is_last else steps[shard][index]
-                if not part.is_last and target.is_finished:
-                    self.advance(shard.rows)
-                else:
-                    self.write(target, source_for(part, self.source, shard, steps[shard][:index]), part)
+            with explained(), Behind() as ends:
+                for shard in todo:
+                    target = shard if part.is_last else steps[shard][index]
+                    if not part.is_last and target.is_finished:
+                        self.advance(shard.rows)
+                    else:
+                        own = source_for(part, self.source, shard, steps[shard][:index])
+                        self._write(target, own, part, ends)
 
     def write(self, shard: Shard, source: Source, job: Job) -> None:
-        """Computes and writes one shard."""
+        """Computes and writes one shard; then it is in its place."""
         write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance)
+
+    def _write(self, shard: Shard, source: Source, job: Job, ends: Behind) -> None:
+        _begin_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance, ends)
 
     def advance(self, rows: int) -> None:
         """Rows are done; stops if the folder is another run's by now."""
@@ -175,13 +182,27 @@ def write_shard(
     Raises:
         UsageError: it can't be written there.
     """
+    with explained(), Behind() as ends:
+        _begin_shard(shard, source, job, out, batch_size, seconds, on_rows, ends)
+
+
+def _begin_shard(
+    shard: Shard,
+    source: Source,
+    job: Job,
+    out: Place,
+    batch_size: int,
+    seconds: dict[str, float],
+    on_rows: Callable[[int], None],
+    ends: Behind,
+) -> None:
+    """As `write_shard`, but the file is in its place when `ends` has done what it was given."""
     start = time.monotonic()
-    with explained():
-        if isinstance(shard.path, Path):
-            remove_leftovers(shard.path)
-        shard.path.parent.mkdir(parents=True, exist_ok=True)
-        compute_shard(shard, source, job, batch_size, seconds, on_rows)
-        record.record_revisions(out)
+    if isinstance(shard.path, Path):
+        remove_leftovers(shard.path)
+    shard.path.parent.mkdir(parents=True, exist_ok=True)
+    compute_shard(shard, source, job, batch_size, seconds, on_rows, ends)
+    record.record_revisions(out)
     log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
 
 
