@@ -67,6 +67,18 @@ def test_a_group_ends_before_the_row_that_would_be_too_much(tmp_path, monkeypatc
     assert groups(path) == [2, 1, 1, 3, 1]
 
 
+def test_the_size_of_a_value_is_that_of_its_text_and_images():
+    absent = pa.array([False, True, False])
+    lists = pa.ListArray.from_arrays(
+        pa.array([0, 2, 3, 5], pa.int32()), ["a", "bb", "ccc", "dddd", "é"], mask=absent
+    )
+    assert row_groups._sizes(lists).tolist() == [3, 0, 6]
+    assert row_groups._sizes(lists.slice(1)).tolist() == [0, 6]
+    nested = [{"a": None, "b": [{"bytes": b"123"}, None]}, None, {"a": "12", "b": []}]
+    assert row_groups._sizes(pa.array(nested)).tolist() == [3, 0, 2]
+    assert row_groups._sizes(pa.array([1.5, None])).tolist() == [0, 0]
+
+
 def test_images_stand_in_a_file_once_and_as_they_are(tmp_path):
     path = tmp_path / "x.parquet"
     data = written(path, rows([1000] * 70), [70])

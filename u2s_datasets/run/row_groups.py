@@ -96,9 +96,10 @@ def _sizes(values: pa.Array) -> np.ndarray:
     """Bytes of text and binary in each value, int64; what else there is, is small, and depends on how rows came."""
     if pa.types.is_struct(values.type):
         return sum(map(_sizes, values.flatten()), np.zeros(len(values), np.int64))
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        inner, parents = _sizes(values.flatten()), pc.list_parent_indices(values).to_numpy()
-        return np.bincount(parents, inner, len(values)).astype(np.int64)
+    if hasattr(values, "value_lengths"):  # lists; an absent one may have values, which `flatten` leaves out
+        lengths = pc.fill_null(values.value_lengths(), 0).to_numpy()
+        whose = np.repeat(np.arange(len(values)), lengths)
+        return np.bincount(whose, _sizes(values.flatten()), len(values)).astype(np.int64)
     if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
         return pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64)
     return np.zeros(len(values), np.int64)
