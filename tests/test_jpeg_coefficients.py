@@ -98,10 +98,9 @@ def test_a_frame_that_only_libjpeg_sees_is_refused():
     frame = segments(large, 0xC0)[0]
     hidden = b"\xff\xd0" + struct.pack(">H", len(frame) + 2) + frame
     data = small[:2] + hidden + small[2:]
-    assert segments(data, 0xD0) == [hidden]
-    assert frame_of(data) is None
-    with pytest.raises(ValueError, match="can't be read here"):
-        read(data)
+    for use in (frame_of, read):
+        with pytest.raises(ValueError, match="not every decoder knows"):
+            use(data)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,11 @@ def test_other_frames_are_refused(change):
         "no rows": frame[:5] + b"\0\0" + frame[7:],
     }[change]
     assert frame_of(data) is not None
-    assert frame_of(data.replace(frame, other)) is None
+    if change in ("frame of another length", "a short frame"):
+        with pytest.raises(ValueError, match="not every decoder knows"):
+            frame_of(data.replace(frame, other))
+    else:
+        assert frame_of(data.replace(frame, other)) is None
 
 
 def test_a_file_that_ends_within_a_marker_is_an_error():

@@ -28,6 +28,8 @@ EXIF_ERRORS = (
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError),
     *(KeyError, IndexError, ArithmeticError, struct.error),
 )
+_ICC_TAGS = 100  # that are looked at; profiles have a dozen or two
+_PARAMETERS = {b"\0\0": 1, b"\0\1": 3, b"\0\2": 4, b"\0\3": 5, b"\0\4": 7}  # by type of a parametric curve
 ICC_TABLES = {
     b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt", b"bkpt", b"chad", b"rTRC", b"gTRC", b"bTRC", b"kTRC",
     b"A2B0", b"A2B1", b"A2B2", b"B2A0", b"B2A1", b"B2A2", b"gamt", b"lumi",
@@ -149,11 +151,11 @@ def clean_icc(profile: bytes) -> bytes:
         return b""
     (count,) = struct.unpack(">I", profile[128:132])
     tags: dict[bytes, bytes] = {}
-    for at in range(132, min(132 + 12 * count, len(profile) - 11), 12):
+    for at in range(132, min(132 + 12 * min(count, _ICC_TAGS), len(profile) - 11), 12):
         name, offset, size = struct.unpack(">4sII", profile[at : at + 12])
-        if name in ICC_TABLES:
+        if name in ICC_TABLES and name not in tags:
             tags[name] = profile[offset : offset + size]
-    if not tags:
+    if not tags or sum(map(len, tags.values())) > len(profile) or not all(map(_is_table, tags.items())):
         return b""
     text = b"text\0\0\0\0none\0"
     tags |= {b"cprt": text, b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"none\0" + b"\0" * 78}
@@ -165,6 +167,21 @@ def clean_icc(profile: bytes) -> bytes:
         body += value + b"\0" * (-len(value) % 4)
     out = header + struct.pack(">I", len(tags)) + table + body
     return struct.pack(">I", len(out)) + out[4:]
+
+
+def _is_table(tag: tuple[bytes, bytes]) -> bool:
+    """Whether the value of a tag is one that its name allows, and not longer (ICC.1:2022, 9.2 and 10)."""
+    name, value = tag
+    kind, length = value[:4], len(value)
+    if name.endswith(b"XYZ") or name in (b"wtpt", b"bkpt", b"lumi"):
+        return kind == b"XYZ " and length == 20
+    if name == b"chad":
+        return kind == b"sf32" and length == 44
+    if not name.endswith(b"TRC"):
+        return kind in (b"mft1", b"mft2", b"mAB ", b"mBA ")
+    if kind == b"curv" and length >= 12:
+        return length == 12 + 2 * int.from_bytes(value[8:12], "big")
+    return kind == b"para" and length == 12 + 4 * _PARAMETERS.get(value[8:10], -3)
 
 
 def icc_is_clean(profile: bytes) -> bool:

@@ -24,7 +24,7 @@ from u2s_datasets.image_limits import FORMATS, MAX_PIXELS, check_file, check_len
 from u2s_datasets.jpeg_coefficients import frame_of
 from u2s_datasets.jpeg_file import JPEG, JpegFile, strip_jpeg
 from u2s_datasets.jpeg_splice import bounds, splice, touched_blocks
-from u2s_datasets.pillow import eight_bit, lossless, orientation, quiet, upright
+from u2s_datasets.pillow import coloured, eight_bit, lossless, orientation, quiet, upright
 
 STRIPPABLE = ("JPEG", "PNG", "WEBP")  # their compressed pixels can stay
 FAITHFUL_GRID = 128  # points on the shorter side of an edit at which its encoding is compared with it
@@ -136,7 +136,7 @@ class Photo:
 
     @functools.cached_property
     def image(self) -> Image.Image:
-        """The first frame, decoded and upright, in its own mode.
+        """The first frame, decoded and upright, in its own mode; a palette as RGB or RGBA.
 
         Raises:
             UnreadableImage: the data are damaged or cut short.
@@ -146,7 +146,7 @@ class Photo:
             image.load()
             if self.format != "TIFF":  # Pillow turns a TIFF while loading it
                 image = upright(image, self._orientation)
-            return image
+            return coloured(image)
         except DECODE_ERRORS as error:
             raise UnreadableImage("the image is damaged or cut short") from error
 

@@ -197,7 +197,7 @@ def _tiff_parts(data: bytes) -> Iterator[int]:
                     waiting.append(value)
                 at += size
             waiting.append(struct.unpack_from(order + word, data, at)[0])
-    except struct.error:
+    except (struct.error, OverflowError):
         return
 
 

@@ -9,6 +9,7 @@ Colour profiles are rebuilt with their numeric tables only, their texts and date
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,27 @@ from u2s_datasets.jpeg_file import JPEG, JpegFile
 
 # Chunks of a PNG that stay, and how long they are (PNG, third edition, 11): more than that could be anything.
 PNG_KEPT = {b"IHDR": {13}, b"IEND": {0}, b"gAMA": {4}, b"cHRM": {32}, b"sRGB": {1}, b"sBIT": {1, 2, 3, 4},
-            b"bKGD": {1, 2, 6}, b"pHYs": {9}}  # fmt: skip
+            b"pHYs": {9}}  # fmt: skip
+PNG_NUMBERS = {
+    b"gAMA": 10_000_000,
+    b"cHRM": 1_000_000,
+    b"pHYs": 1_000_000,
+}  # of four bytes, at most: less than any text
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # By colour type: grey, colour, palette. A palette of a picture that is none is a mere suggestion.
 PNG_TRANSPARENT = {0: {2}, 2: {6}, 3: set(range(1, 257))}
 PNG_PALETTE = {3: set(range(3, 769, 3))}
-WEBP_PIXELS = {b"VP8 ", b"VP8L"}
-WEBP_KEPT = WEBP_PIXELS | {b"VP8X", b"ALPH", b"ICCP"}
+# Of an interlaced PNG: first column and row, and steps (PNG, third edition, 8.2).
+PNG_PASSES = [
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+]
+WEBP_KEPT = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"}
 
 
 def find_metadata(data: bytes, image: Image.Image | None = None) -> list[str]:
@@ -93,7 +109,43 @@ def strip_png(data: bytes) -> bytes:
     names = {name for name, _ in others}
     if names & {b"IHDR", b"tRNS", b"IEND"} or (b"PLTE" in names and data[25] == 3):
         raise ValueError("a PNG whose header, palette or transparency is odd")
-    return data[:8] + b"".join(chunk for _, chunk in kept)
+    pixels = b"".join(chunk[8:-4] for name, chunk in kept if name == b"IDAT")
+    _check_pixels(data[16:29], pixels)
+    before = [name for name, _ in kept].index(b"IDAT")
+    bodies = [(name, chunk[8:-4]) for name, chunk in kept if name != b"IDAT"]
+    bodies.insert(before, (b"IDAT", pixels))
+    return data[:8] + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in bodies
+    )
+
+
+def _check_pixels(header: bytes, packed: bytes) -> None:
+    """Checks that compressed pixels are those of the header's size, and no more: what is cut off would leave as well.
+
+    Raises:
+        ValueError: more or less.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * PNG_CHANNELS.get(colour, 0)
+    passes = PNG_PASSES if interlaced else [(0, 0, 1, 1)]
+    wanted = 0
+    for x, y, dx, dy in passes:
+        columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
+        if columns > 0 and rows > 0:
+            wanted += rows * (1 + (columns * bits + 7) // 8)
+    inflate, found = zlib.decompressobj(), 0
+    try:
+        while not inflate.eof and found <= wanted:
+            some = inflate.decompress(packed, 1 << 20)
+            packed = inflate.unconsumed_tail
+            if not some and not packed:
+                break
+            found += len(some)
+    except zlib.error as error:
+        raise ValueError("the pixels of the PNG are damaged") from error
+    if found != wanted or not inflate.eof or inflate.unused_data or packed:
+        raise ValueError("a PNG with more or fewer pixels than it says")
 
 
 def _png_parts(data: bytes) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
@@ -105,10 +157,20 @@ def _png_parts(data: bytes) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes
     if len(data) > 25:
         lengths |= {b"PLTE": PNG_PALETTE.get(data[25], set()), b"tRNS": PNG_TRANSPARENT.get(data[25], set())}
     for name, chunk in png_chunks(data):
-        stays = name == b"IDAT" or (name not in seen and len(chunk) - 12 in lengths.get(name, set()))
+        stays = name == b"IDAT" or (
+            name not in seen and len(chunk) - 12 in lengths.get(name, set()) and _is_number(name, chunk[8:-4])
+        )
         (kept if stays else others).append((name, chunk))
         seen.add(name)
     return kept, others
+
+
+def _is_number(name: bytes, body: bytes) -> bool:
+    """Whether the numbers in a chunk are ones that a picture has, so that no text can stand in their place."""
+    if name in PNG_NUMBERS:
+        numbers = struct.unpack(f">{len(body) // 4}I", body[: len(body) // 4 * 4])
+        return max(numbers) <= PNG_NUMBERS[name] and all(byte <= 1 for byte in body[len(body) // 4 * 4 :])
+    return all(byte <= 16 for byte in body) if name in (b"sBIT", b"sRGB") else True
 
 
 def _png_findings(data: bytes) -> list[str]:
@@ -152,10 +214,8 @@ def strip_webp(data: bytes) -> bytes:
     chunks = dict(webp_chunks(data))
     if b"ANIM" in chunks or b"ANMF" in chunks:
         raise ValueError("an animated WebP can't be stripped to its first frame without decoding")
-    if len(WEBP_PIXELS & set(chunks)) != 1 or sum(name in WEBP_KEPT for name, _ in webp_chunks(data)) > len(
-        WEBP_KEPT & set(chunks)
-    ):
-        raise ValueError("a WebP with several pictures or parts of a kind")
+    if not _webp_is_plain(data):
+        raise ValueError("a WebP with several pictures, or parts that its header does not tell of")
     icc = clean_icc(chunks.get(b"ICCP", b""))
     for name, payload in webp_chunks(data):
         if name == b"VP8X":
@@ -169,16 +229,30 @@ def strip_webp(data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
+def _webp_is_plain(data: bytes) -> bool:
+    """Whether a still WebP has one picture, and of what may stay only what belongs to it, in order."""
+    kept = [(name, payload) for name, payload in webp_chunks(data) if name in WEBP_KEPT]
+    names = [name for name, _ in kept]
+    if names in ([b"VP8 "], [b"VP8L"]):
+        return True
+    if not names or names[0] != b"VP8X" or len(kept[0][1]) != 10:
+        return False
+    alpha = [b"ALPH"] if b"ALPH" in names else []
+    profile = [b"ICCP"] if b"ICCP" in names else []
+    if alpha and not kept[0][1][0] & 0x10:
+        return False
+    return names in ([b"VP8X", *profile, *alpha, b"VP8 "], [b"VP8X", *profile, b"VP8L"])
+
+
 def _webp_findings(data: bytes) -> list[str]:
-    found = []
-    seen: set[bytes] = set()
+    names = {name for name, _ in webp_chunks(data)}
+    found = [] if b"ANMF" in names or _webp_is_plain(data) else ["unknown segment"]
     for name, payload in webp_chunks(data):
         if name == b"EXIF":
             found += exif_findings(payload)
         elif name == b"ICCP":
             found += [] if icc_is_clean(payload) else ["icc text"]
-        elif name not in {*WEBP_KEPT, b"ANIM", b"ANMF"} or (name in seen and name != b"ANMF"):
+        elif name not in {*WEBP_KEPT, b"ANIM", b"ANMF"}:
             found.append("xmp" if name == b"XMP " else "unknown segment")
-        seen.add(name)
     size = 8 + int.from_bytes(data[4:8], "little")
     return found + (["trailing data"] if size < len(data) else [])

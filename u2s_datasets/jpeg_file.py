@@ -23,7 +23,8 @@ from u2s_datasets.image_limits import MAX_FILL, MAX_PARTS, MAX_SCANS
 Span = tuple[int, int, int]  # marker, start, stop
 
 JPEG = b"\xff\xd8"  # how the file begins
-_FRAMES = {0xC0, 0xC1, 0xC2}  # Huffman-coded: baseline, extended, progressive
+_PROGRESSIVE = 0xC2
+_FRAMES = {0xC0, 0xC1, _PROGRESSIVE}  # Huffman-coded; the others are baseline and extended
 _QUANTISATION, _HUFFMAN, _RESTART, _SCAN, _END = 0xDB, 0xC4, 0xDD, 0xDA, 0xD9
 ASIDES = {*range(0xE0, 0xF0), 0xFE}  # applications' segments and comments
 _FILL = re.compile(rb"\xff+")
@@ -77,9 +78,9 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _is_sound(marker: int, body: bytes) -> bool:
     """Whether a segment is a frame, a table or the head of a scan, and nothing else stands in it (ITU-T T.81, B.2)."""
     if marker in _FRAMES:
-        return len(body) > 5 and len(body) == 6 + 3 * body[5]
+        return len(body) > 5 and 1 <= body[5] <= 4 and len(body) == 6 + 3 * body[5]
     if marker == _SCAN:
-        return len(body) == 4 + 2 * body[0] if body else False
+        return bool(body) and 1 <= body[0] <= 4 and len(body) == 4 + 2 * body[0]
     if marker == _RESTART:
         return len(body) == 2
     at = 0
@@ -88,7 +89,8 @@ def _is_sound(marker: int, body: bytes) -> bool:
             at += 1 + 64 * (1 + (body[at] >> 4))
     elif marker == _HUFFMAN:
         while at + 17 <= len(body) and body[at] >> 4 <= 1 and body[at] & 15 <= 3:
-            at += 17 + sum(body[at + 1 : at + 17])
+            codes = sum(body[at + 1 : at + 17])
+            at += 17 + codes if codes <= 256 else len(body) + 1
     return 0 < at == len(body)
 
 
@@ -125,14 +127,38 @@ class JpegFile:
         self.spans = list(jpeg_spans(data)) if spans is None else spans
         self.asides = [(m, data[start + 4 : stop]) for m, start, stop in self.spans if m in ASIDES]
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int] | None:
-        """Width and height of its one frame, of 8 bits, grey, colour or CMYK; None for any other."""
-        frames = [self.data[start:stop] for marker, start, stop in self.spans if marker in _FRAMES]
-        if len(frames) != 1 or frames[0][4] != 8 or frames[0][9] not in (1, 3, 4):
+        """Width and height of a picture that every decoder shows alike; None for any other.
+
+        It has one frame of 8 bits, grey, colour or CMYK, then scans that code nothing twice: a decoder may show what
+        the first of two says, and we look at what the last one says.
+        """
+        markers = [marker for marker, _, _ in self.spans]
+        frames = [(marker, self.data[start:stop]) for marker, start, stop in self.spans if marker in _FRAMES]
+        if len(frames) != 1 or _SCAN not in markers or markers.count(_RESTART) > 1:
             return None
-        height, width = struct.unpack(">HH", frames[0][5:9])
-        return (width, height) if width and height else None
+        kind, frame = frames[0]
+        if frame[4] != 8 or frame[9] not in (1, 3, 4) or markers.index(kind) > markers.index(_SCAN):
+            return None
+        height, width = struct.unpack(">HH", frame[5:9])
+        return (width, height) if width and height and self._codes_once(kind, set(frame[10::3])) else None
+
+    def _codes_once(self, kind: int, components: set[int]) -> bool:
+        """Whether each scan is of components of the frame and, of each, of coefficients and bits that no other has."""
+        seen: set[tuple[int, int, int]] = set()
+        for marker, start, _ in self.spans:
+            if marker != _SCAN:
+                continue
+            head = self.data[start + 4 : start + 8 + 2 * self.data[start + 4]]
+            first, last, bits = head[-3:] if kind == _PROGRESSIVE else (0, 0, 0)
+            codes = [(c, at, bits >> 4) for c in head[1:-3:2] for at in range(first, last + 1)]
+            if last > 63 or not codes or not components.issuperset(head[1:-3:2]):
+                return False
+            if len(set(codes)) < len(codes) or not seen.isdisjoint(codes):
+                return False
+            seen.update(codes)
+        return True
 
     @property
     def exif_blocks(self) -> list[bytes]:
@@ -189,6 +215,8 @@ def strip_jpeg(jpeg: JpegFile) -> JpegFile:
             # Version, units and density stay; the thumbnail that may follow does not. Decoders heed no shorter one.
             out += [(marker, b"\xff\xe0\x00\x10" + body[:12] + b"\0\0")] if len(body) >= 14 else []
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0"):
+            if len(body) < 14:
+                raise ValueError("a colour profile without its number")
             profile.append((body[12], body[14:]))
         elif marker == 0xEE and body.startswith(b"Adobe"):
             out += [(marker, b"\xff\xee\x00\x0e" + body[:12])] if len(body) >= 12 else []

@@ -15,6 +15,7 @@ from PIL import Image
 from u2s_datasets.embedded import EXIF_ERRORS, ORIENTATION, clean_icc
 from u2s_datasets.image_metadata import strip_png, strip_webp
 
+WEBP_SIDE = 16_383  # pixels, the format's limit
 _filters = threading.RLock()
 # It writes the values of EXIF tags into its log at DEBUG.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.INFO)
@@ -58,6 +59,21 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return turned
 
 
+def coloured(image: Image.Image) -> Image.Image:
+    """An image with a palette as RGB, or RGBA where it says what is transparent; any other as it is.
+
+    Kept as a palette, colours that no pixel has would leave with it, and numbers beyond its end would show something
+    else in a file that is written anew.
+    """
+    if image.mode not in ("P", "PA"):
+        return image
+    if image.info.get("transparency") == b"":
+        del image.info["transparency"]
+    plain = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    plain.info.pop("transparency", None)
+    return plain
+
+
 def eight_bit(image: Image.Image, stretch: bool = False) -> Image.Image:
     """Integer and float modes as L: 16 bits lose their low byte, or the full range is stretched."""
     if not image.mode.startswith(("I", "F")):
@@ -73,14 +89,15 @@ def eight_bit(image: Image.Image, stretch: bool = False) -> Image.Image:
 
 def lossless(image: Image.Image, webp: bool = False) -> bytes:
     """Encodes pixels and transparency without loss and without anything else."""
-    image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else _to_plain(image)
+    image = coloured(image)
+    image = image if image.mode in ("1", "L", "LA", "RGB", "RGBA", "I;16") else _to_plain(image)
     image = image.copy()
     keep = {key: image.info[key] for key in ("transparency",) if key in image.info}
     icc = clean_icc(image.info.get("icc_profile") or b"")
     image.info.clear()
     image.info.update(keep)
     buffer = io.BytesIO()
-    if webp:
+    if webp and max(image.size) <= WEBP_SIDE:
         rgb = image.convert("RGBA" if "A" in image.getbands() or keep else "RGB")
         rgb.save(buffer, "WEBP", lossless=True, exact=True, method=1, quality=50, icc_profile=icc or None)
         return strip_webp(buffer.getvalue())
@@ -91,6 +108,6 @@ def lossless(image: Image.Image, webp: bool = False) -> bytes:
 def _to_plain(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.asarray(image).astype(np.uint16))
-    if image.mode in ("PA", "La", "RGBa"):
+    if image.mode in ("La", "RGBa"):
         return image.convert("RGBA")
     return eight_bit(image).convert("RGB")

@@ -1,6 +1,6 @@
 """Reading, models and writing side by side: one batch is read ahead, one is written behind, and so is a shard's end.
 
-A model then never waits for a JPEG or for the disk. At most three batches are in memory, and a batch ends early
+A model then never waits for a JPEG or for the disk. At most four batches are in memory, and a batch ends early
 where its pictures together have more than `AT_ONCE` pixels or bytes, so memory follows neither rows nor sizes,
 but for a batch of encoded files that comes from a table.
 How rows fall into batches changes no output.
@@ -8,6 +8,7 @@ How rows fall into batches changes no output.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -15,6 +16,8 @@ from typing import Any, TypeVar, cast
 
 from u2s_datasets.errors import UnreadableImage
 from u2s_datasets.image_io import Photo
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 128_000_000  # as pixels about 0.8 GB decoded, twice as Pillow and numpy hold it
 END = object()
@@ -40,6 +43,8 @@ class Behind:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
+        # As in `ahead`: an interrupt while the thread starts would leave a call at work that nobody waits for.
+        self._pool.submit(int).result()
         self._last: Future[Any] | None = None
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> None:
@@ -61,6 +66,9 @@ class Behind:
         with self._pool:
             if error is None:
                 self._wait()
+        failed = self._last.exception() if self._last else None
+        if failed:
+            logger.warning("what was written beside failed as well: %s", type(failed).__name__)
 
 
 def portions(
