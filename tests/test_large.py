@@ -1,6 +1,7 @@
 """Photographs of 95 MB, of which a batch has more than Arrow can hold in one piece (2 GiB)."""
 
 import io
+import shutil
 import tarfile
 
 import numpy as np
@@ -24,6 +25,13 @@ def photograph() -> bytes:
     Pillow.fromarray(noise).save(buffer, "JPEG", quality=96, subsampling=0)
     assert len(buffer.getvalue()) * 32 > 1 << 31
     return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied afterwards: pytest keeps what its tests wrote, here 10 GB each."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 def tar(folder, photograph):
@@ -54,10 +62,10 @@ SOURCES = {
 @pytest.mark.soak  # about two minutes, 9 GB of memory and 10 GB of disk each
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("steps", [[], ["--one-step-at-a-time"]], ids=["together", "step by step"])
-def test_photographs_of_more_than_two_gigabytes_in_a_batch(kind, steps, photograph, tmp_path):
+def test_photographs_of_more_than_two_gigabytes_in_a_batch(kind, steps, photograph, folder):
     if kind == "tar" and steps:
         pytest.skip("a stream's rows aren't counted, so it can't be done step by step")
-    source, out, dry = (tmp_path / name for name in ("in", "out", "dry"))
+    source, out, dry = (folder / name for name in ("in", "out", "dry"))
     source.mkdir()
     SOURCES[kind](source, photograph)
 

@@ -1,5 +1,6 @@
 """What leaves, what is refused, and what the last scan catches on its own."""
 
+import errno
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ from u2s_datasets.release.scan import scan
 from u2s_datasets.release.view import mask, view_of
 from u2s_datasets.report.decisions import Decision, decide
 from u2s_datasets.report.folder import RunFolder
+from u2s_datasets.run.row_groups import RowGroupWriter
 from u2s_datasets.run.rows import DatasetRows
 
 
@@ -562,6 +564,27 @@ def test_the_card(world, copy, tmp_path, shape):
     if shape == "as it is":
         assert "| copy_rate | ↓ | 0.000 [0.000, 0.000] (n 8) | 1.000" in text
         assert card.data["model-index"][0]["results"][0]["metrics"][0]["type"] == "ssim"
+
+
+def test_a_temporary_folder_that_is_full_is_told_in_a_line(world, tmp_path, monkeypatch):
+    def full(writer, table):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(RowGroupWriter, "add", full)
+    command = [
+        "push",
+        str(world.path),
+        "--repo",
+        "a/b",
+        "--license",
+        "mit",
+        "--dry-run",
+        str(tmp_path / "out"),
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert "set TMPDIR to a larger one" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_on_the_command_line(world, tmp_path):

@@ -6,6 +6,7 @@ A dry run and a push make it with this one function, so they hold the same bytes
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -33,7 +34,7 @@ from u2s_datasets.release.learn import learn
 from u2s_datasets.release.scan import CARD, Leak, scan
 from u2s_datasets.release.view import View, view_of, write_view
 from u2s_datasets.run.source import Source
-from u2s_datasets.run.storage import renamed
+from u2s_datasets.run.storage import PLACE_ERRORS, renamed
 from u2s_datasets.transforms.score import Score
 
 RECORD = "releases.yaml"
@@ -104,7 +105,15 @@ def built(request: Request, on_rows: Callable[[int], None] = lambda rows: None) 
     demand(checks)
     with tempfile.TemporaryDirectory(prefix="u2s-release-") as place:
         folder = Path(place) / "release"
-        write_view(run, audits, view, folder, request.shuffle_seed)
+        try:
+            write_view(run, audits, view, folder, request.shuffle_seed)
+        except OSError as error:
+            if error.errno not in PLACE_ERRORS:
+                raise
+            raise UsageError(
+                f"the release can't be made in the system's temporary folder ({os.strerror(error.errno)}), "
+                "which needs room for all published images, twice with --shuffle-seed; set TMPDIR to a larger one"
+            ) from error
         report, is_shuffled = scored.report if scored else None, request.shuffle_seed is not None
         told = Told(
             request.repo, license, run, audits, view, checks, list(request.accept), report, is_shuffled
