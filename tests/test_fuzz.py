@@ -12,9 +12,10 @@ def test_mutated_files_are_read_or_refused():
     assert cases > 0
 
 
-@pytest.mark.parametrize("number", [17958191870461])
+@pytest.mark.parametrize("number", [17958191870461, 1700180392])
 def test_what_a_soak_once_found(number):
-    """A TIFF whose tag is a text in its type and a fraction in its value: Pillow's AttributeError."""
+    """A TIFF whose tag is a text in its type and a fraction in its value (Pillow's AttributeError); a damaged scan that
+    libjpeg decodes otherwise without the bytes behind it."""
     fuzz.exercise(fuzz.case(number), number)
 
 

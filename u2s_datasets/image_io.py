@@ -210,7 +210,10 @@ class Photo:
             self.image  # a file cut short must not leave; a JPEG's stripper walks to its end
         if self.format in STRIPPABLE and not self._needs_encoding:
             try:
-                return self._stripped()
+                stripped = self._stripped()
+                # Of a damaged scan libjpeg makes something else when other bytes stand behind it.
+                if "trailing data" not in self.metadata or np.array_equal(stripped.pixels, self.pixels):
+                    return stripped
             except (ValueError, struct.error, IndexError):
                 pass  # an odd structure that Pillow tolerates: encode what it saw
         return Photo(lossless(self.image, webp=self.format == "WEBP"))
