@@ -135,7 +135,7 @@ class _Rank:
         else:
             with explained(), Behind() as ends:
                 for shard in todo:
-                    self._write(shard, self.source, self.job, ends)
+                    self.write(shard, self.source, self.job, ends)
 
     def _by_parts(self, todo: list[Shard], parts: tuple[Any, ...]) -> None:
         steps = {
@@ -152,14 +152,11 @@ class _Rank:
                         self.advance(shard.rows)
                     else:
                         own = source_for(part, self.source, shard, steps[shard][:index])
-                        self._write(target, own, part, ends)
+                        self.write(target, own, part, ends)
 
-    def write(self, shard: Shard, source: Source, job: Job) -> None:
-        """Computes and writes one shard; then it is in its place."""
-        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance)
-
-    def _write(self, shard: Shard, source: Source, job: Job, ends: Behind) -> None:
-        _begin_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance, ends)
+    def write(self, shard: Shard, source: Source, job: Job, ends: Behind | None = None) -> None:
+        """Computes and writes one shard (see `write_shard`)."""
+        write_shard(shard, source, job, self.out, self.batch_size, self.claim.seconds, self.advance, ends)
 
     def advance(self, rows: int) -> None:
         """Rows are done; stops if the folder is another run's by now."""
@@ -176,33 +173,25 @@ def write_shard(
     batch_size: int,
     seconds: dict[str, float],
     on_rows: Callable[[int], None],
+    ends: Behind | None = None,
 ) -> None:
     """Computes a shard and puts it in its place, with the models that it took into the record of `out`.
+
+    It is there when this returns, or with `ends` when that has done what it was given.
 
     Raises:
         UsageError: it can't be written there.
     """
-    with explained(), Behind() as ends:
-        _begin_shard(shard, source, job, out, batch_size, seconds, on_rows, ends)
-
-
-def _begin_shard(
-    shard: Shard,
-    source: Source,
-    job: Job,
-    out: Place,
-    batch_size: int,
-    seconds: dict[str, float],
-    on_rows: Callable[[int], None],
-    ends: Behind,
-) -> None:
-    """As `write_shard`, but the file is in its place when `ends` has done what it was given."""
+    if ends is None:
+        with explained(), Behind() as own:
+            return write_shard(shard, source, job, out, batch_size, seconds, on_rows, own)
     start = time.monotonic()
-    if isinstance(shard.path, Path):
-        remove_leftovers(shard.path)
-    shard.path.parent.mkdir(parents=True, exist_ok=True)
-    compute_shard(shard, source, job, batch_size, seconds, on_rows, ends)
-    record.record_revisions(out)
+    with explained():
+        if isinstance(shard.path, Path):
+            remove_leftovers(shard.path)
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        compute_shard(shard, source, job, batch_size, seconds, on_rows, ends)
+        record.record_revisions(out)
     log.info("%s: %d rows in %.1f s", shard.path.name, shard.rows, time.monotonic() - start)
 
 
